@@ -1,0 +1,66 @@
+"""CNN layers for NumPy arrays on the CPU: fast, small, and every gradient checked.
+
+The way of the data is the way of the imports, one direction, no circle::
+
+    layers, losses, optim          classes with params and grads; they know no kernel
+        |
+    functional                     checks arguments, allocates results; plain functions
+        |
+    _dispatch                      which backend answers
+        |                 \\
+    _kernels (Cython)      _fallback (NumPy)
+        |                          the same functions; the fallback is the readable one
+    _csrc (C)                      one table of kernels per instruction set
+
+``gradcheck``, ``training``, ``serialization`` and ``cli`` stand on the public surface, like any
+user's code would. ``_shapes`` is the only place with output-size formulas.
+"""
+
+from cnnx import functional, layers
+from cnnx._config import config, set_winograd, show_config
+from cnnx._dispatch import use_backend
+from cnnx._threads import get_num_threads, set_num_threads
+from cnnx._version import __version__
+from cnnx.functional import *  # noqa: F403
+from cnnx.gradcheck import (
+    GradcheckError,
+    GradcheckReport,
+    eval_numerical_gradient,
+    gradcheck,
+    numerical_gradient,
+)
+from cnnx.layers import *  # noqa: F403
+from cnnx.losses import MSELoss, SoftmaxCrossEntropy
+from cnnx.optim import SGD, Adam, AdamW, CosineLR, StepLR
+from cnnx.serialization import load, save
+from cnnx.training import History, fit
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CosineLR",
+    "GradcheckError",
+    "GradcheckReport",
+    "History",
+    "MSELoss",
+    "SoftmaxCrossEntropy",
+    "StepLR",
+    "__version__",
+    "config",
+    "eval_numerical_gradient",
+    "fit",
+    "functional",
+    "get_num_threads",
+    "gradcheck",
+    "layers",
+    "load",
+    "numerical_gradient",
+    "save",
+    "set_num_threads",
+    "set_winograd",
+    "show_config",
+    "use_backend",
+    *functional.__all__,
+    *layers.__all__,
+]

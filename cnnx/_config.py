@@ -1,0 +1,65 @@
+"""What this installation is and what it has chosen: for ``cnnx info`` and bug reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+from cnnx import _dispatch, _threads
+from cnnx._version import __version__
+
+_FAST_HINT = "; " + _dispatch.HOW_TO_COMPILE
+
+
+def config() -> dict[str, Any]:
+    """Return the configuration as a dict of plain values.
+
+    Examples
+    --------
+    >>> import cnnx
+    >>> cnnx.config()["backend"] in ("compiled", "numpy")
+    True
+    """
+    kernels = _dispatch.compiled()
+    facts: dict[str, Any] = {
+        "cnnx": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": f"{sys.platform} {platform.machine()}",
+        "backend": _dispatch.backend_name(),
+    }
+    if kernels is None:
+        facts["compiled kernels"] = "missing" + _FAST_HINT
+    else:
+        build = kernels.build_info()
+        facts["instruction set"] = kernels.isa()
+        facts["instruction sets here"] = ", ".join(kernels.available_isas())
+        facts["instruction sets built"] = ", ".join(build["instruction sets"])
+        facts["OpenMP"] = build["openmp"] or "none: the compiler had no OpenMP, one thread only"
+        facts["memory pool"] = ", ".join(f"{k} {v:,}" for k, v in kernels.memory_stats().items())
+    facts["threads"] = f"{_threads.get_num_threads()} ({_threads.reason()})"
+    facts["CPUs usable"] = _threads.usable_cpus()
+    variables = ("CNNX_BACKEND", "CNNX_ISA", "CNNX_NUM_THREADS", "OMP_NUM_THREADS")
+    facts["environment"] = (
+        ", ".join(f"{v}={os.environ[v]}" for v in variables if v in os.environ) or "nothing set"
+    )
+    return facts
+
+
+def show_config() -> None:
+    """Print the configuration, one fact a line: what a bug report needs.
+
+    Examples
+    --------
+    >>> import cnnx
+    >>> cnnx.show_config()  # doctest: +ELLIPSIS
+    cnnx ...
+    """
+    facts = config()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")

@@ -1,0 +1,43 @@
+/* The bodies for one type T, and their table. Included twice by isa.inc.h. */
+#define FN(name) JOIN(name##_, TYPE, ISA)
+
+#include "gemm.inc.h"
+#include "pack.inc.h"
+#include "conv.inc.h"
+#include "matmul.inc.h"
+#include "pool.inc.h"
+#include "elementwise.inc.h"
+#include "norm.inc.h"
+
+const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
+    .isa = STRING(ISA),
+    .mr = MR,
+    .nr = NR,
+    .kc = KC,
+    .conv_plan = FN(conv_plan),
+    .conv_weight_plan = FN(conv_weight_plan),
+    .matmul_plan = FN(matmul_plan),
+    .pack_weights = FN(pack_weights),
+    .conv = FN(conv),
+    .conv_weight = FN(conv_weight),
+    .conv_weight_sum = FN(conv_weight_sum),
+    .conv_bias = FN(conv_bias),
+    .matmul = FN(matmul),
+    .max_pool = FN(max_pool),
+    .max_pool_backward = FN(max_pool_backward),
+    .avg_pool = FN(avg_pool),
+    .avg_pool_backward = FN(avg_pool_backward),
+    .activation = FN(activation),
+    .activation_backward = FN(activation_backward),
+    .softmax = FN(softmax),
+    .softmax_backward = FN(softmax_backward),
+    .norm_stats = FN(norm_stats),
+    .norm = FN(norm),
+    .norm_backward = FN(norm_backward),
+};
+
+#undef V
+#undef VU
+#undef FN
+#undef SQRT1_2
+#undef INV_SQRT_2PI

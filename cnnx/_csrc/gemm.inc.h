@@ -1,0 +1,124 @@
+/* The register tiles: the only places that multiply matrices.
+ *
+ * Outer product, gemm_tile:  acc[i][j] = sum over k < kc of a[k*MR + i] * b[k*NR + j]
+ *   a: (kc, MR) panel, b: (kc, NR) panel, aligned to a vector. MR x NV vectors of accumulators stay in
+ *   registers: 4 x 3 of 8 floats for AVX2, 12 of its 16 registers, which covers the 2 x 4 cycles
+ *   that two FMA units need in flight.
+ *
+ * Inner product, dot_tile:   acc[i][j] = sum over p < n of a[i*lda + p] * b[j*ldb + p]
+ *   for operands that run along the reduction, so that nothing need be transposed: 7 loads for 12 FMAs
+ *   stays below the two loads a cycle. The vector's lanes are partial sums, added in a fixed order.
+ *
+ * Edges: callers pad panels with zeros and store only the part that exists.
+ */
+
+#define V FN(V)
+#define VU FN(VU) /* the same without alignment */
+#if defined(__GNUC__)
+typedef T V __attribute__((vector_size(VECTOR_BYTES)));
+typedef T VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+typedef __typeof__((V){0} < (V){0}) FN(mask);
+static inline V FN(relu)(V v) { return (V)((FN(mask))v & ~(v < (V){0})); } /* keeps NaN */
+#else
+typedef T V;
+typedef T VU;
+static inline V FN(relu)(V v) { return v < 0 ? 0 : v; }
+#endif
+
+static ALWAYS_INLINE void
+FN(gemm_tile)(int64_t kc, const T *restrict a, const T *restrict b, V acc[MR][NV])
+{
+    V c[MR][NV];
+    UNROLL for (int i = 0; i < MR; i++)
+        UNROLL for (int j = 0; j < NV; j++) c[i][j] = (V){0};
+    for (int64_t k = 0; k < kc; k++, a += MR, b += NR) {
+        V bk[NV];
+        UNROLL for (int j = 0; j < NV; j++) bk[j] = *(const V *)(b + j * VL);
+        UNROLL for (int i = 0; i < MR; i++)
+            UNROLL for (int j = 0; j < NV; j++) c[i][j] += a[i] * bk[j];
+    }
+    UNROLL for (int i = 0; i < MR; i++)
+        UNROLL for (int j = 0; j < NV; j++) acc[i][j] = c[i][j];
+}
+
+static inline T FN(activate)(T v, int activation)
+{
+    switch (activation) {
+    case CNNX_RELU: return v < 0 ? 0 : v; /* keeps NaN */
+    case CNNX_SIGMOID: return 1 / (1 + EXP(-v));
+    case CNNX_TANH: return TANH(v);
+    default: return v;
+    }
+}
+
+/* c[i*ldc + j] = act(acc[i][j] + start), start being bias[i] or 0 for the first block of the depth and
+ * c itself after that; act only where `last`. */
+static ALWAYS_INLINE void
+FN(store_tile)(V acc[MR][NV], T *c, int64_t ldc, const T *bias, int first, int last, int activation)
+{
+    UNROLL for (int i = 0; i < MR; i++) {
+        UNROLL for (int j = 0; j < NV; j++) {
+            T *p = c + i * ldc + j * VL;
+            V v = acc[i][j];
+            if (!first) v += *(const VU *)p;
+            else if (bias) v += bias[i];
+            if (last && activation == CNNX_RELU) v = FN(relu)(v);
+            *(VU *)p = v;
+        }
+    }
+    if (last && activation > CNNX_RELU)
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NR; j++) c[i * ldc + j] = FN(activate)(c[i * ldc + j], activation);
+}
+
+/* One tile straight into c, all of it existing. */
+static NOINLINE void
+FN(gemm_full)(int64_t kc, const T *a, const T *b, T *c, int64_t ldc, const T *bias, int first,
+              int last, int activation)
+{
+    V acc[MR][NV];
+    FN(gemm_tile)(kc, a, b, acc);
+    FN(store_tile)(acc, c, ldc, bias, first, last, activation);
+}
+
+/* One tile into a contiguous (MR, NR) buffer, for callers that place it themselves. */
+static NOINLINE void
+FN(gemm_edge)(int64_t kc, const T *a, const T *b, T *tile)
+{
+    V acc[MR][NV];
+    FN(gemm_tile)(kc, a, b, acc);
+    UNROLL for (int i = 0; i < MR; i++)
+        UNROLL for (int j = 0; j < NV; j++) *(VU *)(tile + i * NR + j * VL) = acc[i][j];
+}
+
+static inline T FN(sum_lanes)(V v)
+{
+    T lane[VL];
+    *(VU *)lane = v;
+    for (int w = VL / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) lane[i] += lane[i + w];
+    return lane[0];
+}
+
+/* out[i*DOT_N + j] = the inner products; n may be any number, rows a and b are not padded. */
+static NOINLINE void
+FN(dot_tile)(int64_t n, const T *restrict a, int64_t lda, const T *restrict b, int64_t ldb, T *out)
+{
+    V c[DOT_M][DOT_N];
+    UNROLL for (int i = 0; i < DOT_M; i++)
+        UNROLL for (int j = 0; j < DOT_N; j++) c[i][j] = (V){0};
+    int64_t p = 0;
+    for (; p + VL <= n; p += VL) {
+        V bp[DOT_N];
+        UNROLL for (int j = 0; j < DOT_N; j++) bp[j] = *(const VU *)(b + j * ldb + p);
+        UNROLL for (int i = 0; i < DOT_M; i++) {
+            V ap = *(const VU *)(a + i * lda + p);
+            UNROLL for (int j = 0; j < DOT_N; j++) c[i][j] += ap * bp[j];
+        }
+    }
+    UNROLL for (int i = 0; i < DOT_M; i++)
+        UNROLL for (int j = 0; j < DOT_N; j++) out[i * DOT_N + j] = FN(sum_lanes)(c[i][j]);
+    for (; p < n; p++)
+        for (int i = 0; i < DOT_M; i++)
+            for (int j = 0; j < DOT_N; j++) out[i * DOT_N + j] += a[i * lda + p] * b[j * ldb + p];
+}

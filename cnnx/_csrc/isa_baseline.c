@@ -1,0 +1,15 @@
+/* The instruction set that every CPU of the target has: SSE2 on x86-64 (16 registers of 4 floats hold a
+ * 4 x 8 tile), plain C for compilers without vector extensions. */
+#define ISA baseline
+#if defined(__GNUC__)
+#define VECTOR_BYTES 16
+#define MR 4
+#define NV 2
+#else
+#define VECTOR_BYTES sizeof(T)
+#define MR 4
+#define NV 4
+#endif
+#define DOT_M 3
+#define DOT_N 3
+#include "isa.inc.h"

@@ -1,0 +1,161 @@
+/* The kernel table: what one instruction set offers, and the contract of each entry.
+ *
+ * Every entry is single-threaded. An operation is a *problem* (a struct that says everything about
+ * one call), cut into `tasks` that touch disjoint outputs; `_kernels.pyx` runs the tasks on threads.
+ * A task gets its own scratch of `scratch` bytes, 64-byte aligned. What a task computes depends on
+ * the problem alone, never on the number of threads: that is why the bits are equal for all of them.
+ *
+ * Sizes and strides count elements, not bytes. T is float or double, one table for each. Arrays are
+ * C-contiguous and do not overlap, unless an entry says otherwise. Arguments have been checked.
+ */
+#ifndef CNNX_KERNELS_H
+#define CNNX_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum cnnx_activation {
+    CNNX_NONE, CNNX_RELU, CNNX_SIGMOID, CNNX_TANH, CNNX_LEAKY_RELU, CNNX_RELU6, CNNX_GELU, CNNX_SILU
+};
+
+/* Convolution over taps, the one form that forward, input gradient and weight gradient share.
+ *
+ *   y[n, g*M + m, oy + i*ty, ox + j*tx] =
+ *       act(bias[g*M + m] + sum over c < C, t < taps of
+ *           w[g, m, c, t] * x[n, g*C + c, i*sh + dh[t], j*sw + dw[t]])
+ *
+ * for i < rows, j < cols; x is zero outside its H x W plane. The forward pass has one such problem.
+ * The input gradient has one for each phase (row, column) modulo the stride, with x the output's
+ * gradient, sh = sw = 1 and ty, tx the stride.
+ *
+ * w[g, m, c, t] is read at weight[g*w_group + m*w_out + c*w_in + w_tap[t]].
+ * pixels means N*rows*cols, the flattened (n, i, j); depth means C*taps, the flattened (c, t). */
+typedef struct {
+    const void *x, *weight, *bias; /* bias may be NULL */
+    void *y;
+    void *packed;                  /* packed weights, see pack_weights */
+    int64_t N, groups, M, C, H, W;
+    int64_t rows, cols, sh, sw;
+    int64_t YH, YW, oy, ox, ty, tx;
+    int64_t taps;
+    const int64_t *dh, *dw, *w_tap;
+    int64_t w_group, w_out, w_in;
+    int activation;
+    /* set by conv_plan */
+    int64_t pixels, depth, panels; /* panels of MR output channels in a group */
+    int64_t block, blocks;         /* pixels a task, tasks along pixels */
+    int64_t m_block, m_blocks;     /* panels a task, tasks along output channels */
+    int64_t packed_size, tasks;
+    size_t scratch;
+} cnnx_conv;
+
+/* Weight gradient of the convolution above, with the output's gradient in `y` (read only):
+ *
+ *   grad[g, m, c, t] = sum over n, i, j of y[n, g*M + m, i, j] * x[n, g*C + c, i*sh + dh[t], j*sw + dw[t]]
+ *
+ * grad is (groups, M, depth), contiguous. The sum over pixels is cut into `pieces`, a number that
+ * depends on the shape alone; partial sums are added in the order of the pieces. */
+typedef struct {
+    cnnx_conv conv;                /* x, y and sizes; weight, bias and packed unused */
+    void *grad;
+    void *partial;                 /* pieces * groups*M*depth elements when pieces > 1, else NULL */
+    int64_t pieces, piece;         /* pixels in a piece, a multiple of the chunk */
+    int64_t m_block, m_blocks, k_block, k_blocks;
+    int64_t tasks;
+    size_t scratch;
+} cnnx_conv_weight;
+
+/* out = act(a @ b + bias): a is (M, K), b is (K, N), out is (M, N) contiguous. Element (i, j) of a
+ * lies at a[i*a_row + j*a_col], of b at b[i*b_row + j*b_col]; bias is (N,) or NULL. */
+typedef struct {
+    const void *a, *b, *bias;
+    void *out;
+    int64_t M, N, K, a_row, a_col, b_row, b_col;
+    int activation;
+    /* set by matmul_plan */
+    int inner;                     /* 1: both operands run along K, dot products, nothing packed */
+    int64_t m_block, m_blocks, n_block, n_blocks;
+    int64_t tasks;
+    size_t scratch;
+} cnnx_matmul;
+
+/* Pooling of `planes` images of H x W into rows x cols; a task is one plane. Window (i, j) covers
+ * rows i*sh - top + k*dh for k < kh, and columns likewise. */
+typedef struct {
+    const void *x;                 /* backward: the output's gradient */
+    void *y;                       /* backward: the input's gradient */
+    int64_t *indices;              /* flat in H*W; max pooling only, may be NULL in the forward */
+    int64_t planes, H, W, rows, cols, kh, kw, sh, sw, dh, dw;
+    int64_t top, bottom, left, right;
+    int count_include_pad;
+    int64_t *bad;                  /* max backward: for each plane, -1 or the first bad index */
+} cnnx_pool;
+
+/* Elementwise work on n values, in tasks of CNNX_CHUNK. */
+typedef struct {
+    const void *x, *grad;          /* grad: the output's gradient, NULL in the forward */
+    void *y;
+    int64_t n;
+    int kind, from_output;
+    double alpha;
+} cnnx_elementwise;
+enum { CNNX_CHUNK = 8192 };
+
+/* Softmax of each of `rows` rows of `classes`; a task is one row. Backward: x is the forward's output. */
+typedef struct {
+    const void *x, *grad;
+    void *y;
+    int64_t rows, classes;
+    int log;
+} cnnx_softmax;
+
+/* Batch normalisation over (N, C, H*W); a task is one channel. Pointers that do not apply are NULL. */
+typedef struct {
+    const void *x, *grad, *weight, *bias;
+    void *mean, *var, *y, *grad_weight, *grad_bias;
+    int64_t N, C, area;
+    double eps;
+    int batch_stats;
+} cnnx_norm;
+
+typedef void (*cnnx_task)(const void *problem, int64_t task, void *scratch);
+
+typedef struct {
+    const char *isa;
+    int mr, nr, kc;
+    /* Fill the derived fields of a problem. `threads` steers how finely it is cut, never the bits. */
+    void (*conv_plan)(cnnx_conv *, int threads);
+    void (*conv_weight_plan)(cnnx_conv_weight *);
+    void (*matmul_plan)(cnnx_matmul *, int threads);
+    /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
+    cnnx_task pack_weights;
+    cnnx_task conv;
+    cnnx_task conv_weight;
+    /* task < M*groups: adds the pieces of one row of grad. Only when pieces > 1. */
+    cnnx_task conv_weight_sum;
+    /* conv_bias: y[c] = sum over n, p of grad[n, c, p] (cnnx_norm with grad, y, N, C, area). */
+    cnnx_task conv_bias;
+    cnnx_task matmul;
+    cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward;
+    cnnx_task activation, activation_backward;
+    cnnx_task softmax, softmax_backward;
+    cnnx_task norm_stats, norm, norm_backward;
+} cnnx_kernels;
+
+/* dispatch.c. `dtype` is 0 for float, 1 for double. */
+int cnnx_isa_count(void);                   /* instruction sets this build has */
+const char *cnnx_isa_name(int i);           /* from the plainest to the widest */
+int cnnx_isa_supported(int i);              /* the CPU has it and the system saves its registers */
+const cnnx_kernels *cnnx_isa_kernels(int i, int dtype);
+
+/* pool.c: recycled, 64-byte aligned memory. Safe from any thread. */
+typedef struct {
+    size_t in_use, cached, peak, limit;
+    uint64_t hits, misses;
+} cnnx_pool_stats;
+void *cnnx_take(size_t bytes);              /* NULL when out of memory */
+void cnnx_give(void *block);                /* NULL is allowed */
+void cnnx_pool_empty(void);                 /* return what is cached to the system */
+cnnx_pool_stats cnnx_pool_read(void);
+
+#endif

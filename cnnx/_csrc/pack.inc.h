@@ -1,0 +1,112 @@
+/* Packers: they bring weights, patches and plain matrices into the panels that the tiles read. */
+
+/* Weights into panels of MR output channels: packed[g][panel][k][i], contract in kernels.h. */
+static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_conv *p = problem;
+    (void)scratch;
+    const int64_t g = task / p->panels, panel = task % p->panels;
+    const int64_t m0 = panel * MR, mr = p->M - m0 < MR ? p->M - m0 : MR;
+    const T *w = (const T *)p->weight + g * p->w_group + m0 * p->w_out;
+    T *out = (T *)p->packed + task * p->depth * MR;
+    for (int64_t c = 0; c < p->C; c++)
+        for (int64_t t = 0; t < p->taps; t++, out += MR) {
+            const T *from = w + c * p->w_in + p->w_tap[t];
+            for (int64_t i = 0; i < mr; i++) out[i] = from[i * p->w_out];
+            for (int64_t i = mr; i < MR; i++) out[i] = 0;
+        }
+}
+
+/* Pixels of one output row: flattened pixels q .. q+len-1 are (n, i, j .. j+len-1). */
+typedef struct {
+    int64_t n, i, j, len;
+} FN(run);
+
+static inline FN(run) FN(run_at)(const cnnx_conv *p, int64_t q, int64_t end)
+{
+    FN(run) r;
+    const int64_t plane = p->rows * p->cols, pixel = q % plane;
+    r.n = q / plane;
+    r.i = pixel / p->cols;
+    r.j = pixel % p->cols;
+    r.len = p->cols - r.j < end - q ? p->cols - r.j : end - q;
+    return r;
+}
+
+/* Patches, implicit im2col: out[(k - k0)*ld + (q - q0)] = x at tap t of channel c, k = c*taps + t, for
+ * q0 <= q < q1 and k0 <= k < k1; columns up to `width` are zero. Where a tap falls outside the
+ * image is worked out once for a row of pixels and serves every channel. */
+static void FN(pack_patches)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t q1, int64_t width,
+                             int64_t k0, int64_t k1, T *restrict out, int64_t ld)
+{
+    const int64_t plane = p->H * p->W, taps = p->taps;
+    for (int64_t q = q0; q < q1;) {
+        const FN(run) r = FN(run_at)(p, q, q1);
+        const T *x = (const T *)p->x + (r.n * p->groups + g) * p->C * plane;
+        for (int64_t t = 0; t < taps; t++) {
+            const int64_t h = r.i * p->sh + p->dh[t], w = r.j * p->sw + p->dw[t];
+            int64_t lo = 0, hi = 0; /* pixels lo .. hi-1 of the run lie inside the image */
+            if (h >= 0 && h < p->H) {
+                lo = w < 0 ? (-w + p->sw - 1) / p->sw : 0;
+                hi = w < p->W ? (p->W - w + p->sw - 1) / p->sw : 0;
+                if (hi > r.len) hi = r.len;
+                if (lo > r.len) lo = r.len;
+                if (hi < lo) hi = lo;
+            } else {
+                lo = hi = r.len;
+            }
+            const int64_t c0 = (k0 - t + taps - 1) / taps; /* first c with c*taps + t >= k0 */
+            T *to = out + (c0 * taps + t - k0) * ld + (q - q0);
+            const T *from = x + c0 * plane + h * p->W + w;
+            for (int64_t c = c0; c * taps + t < k1; c++, to += taps * ld, from += plane) {
+                if (p->sw == 1 && lo == 0 && hi == NR && r.len == NR) {
+                    UNROLL for (int j = 0; j < NV; j++)
+                        *(VU *)(to + j * VL) = *(const VU *)(from + j * VL);
+                    continue;
+                }
+                for (int64_t j = 0; j < lo; j++) to[j] = 0;
+                if (p->sw == 1)
+                    for (int64_t j = lo; j < hi; j++) to[j] = from[j];
+                else
+                    for (int64_t j = lo; j < hi; j++) to[j] = from[j * p->sw];
+                for (int64_t j = hi; j < r.len; j++) to[j] = 0;
+            }
+        }
+        q += r.len;
+    }
+    for (int64_t k = 0; k < k1 - k0 && q1 - q0 < width; k++)
+        for (int64_t j = q1 - q0; j < width; j++) out[k * ld + j] = 0;
+}
+
+/* The output's gradient: out[(m - m0)*ld + (q - q0)] for m0 <= m < m1, zero up to row `rows`. */
+static void FN(pack_grad)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t q1, int64_t m0, int64_t m1,
+                          int64_t rows, T *restrict out, int64_t ld)
+{
+    const int64_t plane = p->rows * p->cols;
+    for (int64_t q = q0; q < q1;) {
+        const int64_t n = q / plane, pixel = q % plane;
+        const int64_t len = plane - pixel < q1 - q ? plane - pixel : q1 - q;
+        for (int64_t m = m0; m < m1; m++)
+            memcpy(out + (m - m0) * ld + (q - q0),
+                   (const T *)p->y + ((n * p->groups + g) * p->M + m) * plane + pixel,
+                   (size_t)len * sizeof(T));
+        q += len;
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t from = i < m1 - m0 ? q1 - q0 : 0;
+        for (int64_t j = from; j < ld; j++) out[i * ld + j] = 0;
+    }
+}
+
+/* Plain matrix into one panel: out[k*width + i] = x[i*step + k*along] for i < n, zero up to width. */
+static void FN(pack_panel)(const T *x, int64_t step, int64_t along, int64_t n, int64_t kc,
+                           int64_t width, T *restrict out)
+{
+    for (int64_t k = 0; k < kc; k++, out += width, x += along) {
+        if (step == 1)
+            for (int64_t i = 0; i < n; i++) out[i] = x[i];
+        else
+            for (int64_t i = 0; i < n; i++) out[i] = x[i * step];
+        for (int64_t i = n; i < width; i++) out[i] = 0;
+    }
+}

@@ -1,0 +1,570 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=True, embedsignature.format=python
+"""The compiled backend: the boundary between NumPy arrays and the kernels in C, and every thread.
+
+Each function fills in a *problem* (a C struct, see ``_csrc/kernels.h``), lets the kernel table of the
+chosen instruction set cut it into tasks, and runs the tasks in :func:`run`, the only parallel loop
+of the package. Names, arguments and defaults are those of ``_fallback``; ``functional`` has checked
+the arguments.
+"""
+
+import os
+
+from cnnx import _threads
+
+cimport cython
+cimport numpy as cnp
+from cython.parallel cimport parallel, prange, threadid
+from libc.stdint cimport int64_t, uint64_t
+
+cnp.import_array()
+
+
+cdef extern from "_csrc/kernels.h" nogil:
+    ctypedef void (*cnnx_task)(const void *problem, int64_t task, void *scratch) noexcept nogil
+
+    enum:
+        CNNX_NONE
+        CNNX_RELU
+        CNNX_SIGMOID
+        CNNX_TANH
+        CNNX_LEAKY_RELU
+        CNNX_RELU6
+        CNNX_GELU
+        CNNX_SILU
+        CNNX_CHUNK
+
+    ctypedef struct cnnx_conv:
+        const void *x
+        const void *weight
+        const void *bias
+        void *y
+        void *packed
+        int64_t N, groups, M, C, H, W, rows, cols, sh, sw, YH, YW, oy, ox, ty, tx, taps
+        const int64_t *dh
+        const int64_t *dw
+        const int64_t *w_tap
+        int64_t w_group, w_out, w_in
+        int activation
+        int64_t pixels, depth, panels, packed_size, tasks
+        size_t scratch
+
+    ctypedef struct cnnx_conv_weight:
+        cnnx_conv conv
+        void *grad
+        void *partial
+        int64_t pieces, tasks
+        size_t scratch
+
+    ctypedef struct cnnx_matmul:
+        const void *a
+        const void *b
+        const void *bias
+        void *out
+        int64_t M, N, K, a_row, a_col, b_row, b_col
+        int activation
+        int64_t tasks
+        size_t scratch
+
+    ctypedef struct cnnx_pool:
+        const void *x
+        void *y
+        int64_t *indices
+        int64_t planes, H, W, rows, cols, kh, kw, sh, sw, dh, dw, top, bottom, left, right
+        int count_include_pad
+        int64_t *bad
+
+    ctypedef struct cnnx_elementwise:
+        const void *x
+        const void *grad
+        void *y
+        int64_t n
+        int kind, from_output
+        double alpha
+
+    ctypedef struct cnnx_softmax:
+        const void *x
+        const void *grad
+        void *y
+        int64_t rows, classes
+        int log
+
+    ctypedef struct cnnx_norm:
+        const void *x
+        const void *grad
+        const void *weight
+        const void *bias
+        void *mean
+        void *var
+        void *y
+        void *grad_weight
+        void *grad_bias
+        int64_t N, C, area
+        double eps
+        int batch_stats
+
+    ctypedef struct cnnx_kernels:
+        const char *isa
+        int mr, nr, kc
+        void (*conv_plan)(cnnx_conv *, int) noexcept
+        void (*conv_weight_plan)(cnnx_conv_weight *) noexcept
+        void (*matmul_plan)(cnnx_matmul *, int) noexcept
+        cnnx_task pack_weights, conv, conv_weight, conv_weight_sum, conv_bias, matmul
+        cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward
+        cnnx_task activation, activation_backward, softmax, softmax_backward
+        cnnx_task norm_stats, norm, norm_backward
+
+    ctypedef struct cnnx_pool_stats:
+        size_t in_use, cached, peak, limit
+        uint64_t hits, misses
+
+    int cnnx_isa_count()
+    const char *cnnx_isa_name(int)
+    int cnnx_isa_supported(int)
+    const cnnx_kernels *cnnx_isa_kernels(int, int)
+    void *cnnx_take(size_t)
+    void cnnx_give(void *)
+    void cnnx_pool_empty()
+    cnnx_pool_stats cnnx_pool_read()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    static const int cnnx_openmp = _OPENMP;
+    #else
+    static const int cnnx_openmp = 0;
+    #endif
+    """
+    const int cnnx_openmp
+
+
+# ---------------------------------------------------------------- instruction sets
+
+cdef const cnnx_kernels *tables[2]
+cdef str chosen = ""
+
+
+def available_isas():
+    """Names of the instruction sets that this CPU can run, from the plainest to the widest."""
+    return [cnnx_isa_name(i).decode() for i in range(cnnx_isa_count()) if cnnx_isa_supported(i)]
+
+
+def isa():
+    """Name of the instruction set whose kernels run now."""
+    return tables[0].isa.decode()
+
+
+def use_isa(name):
+    """Take the kernels of instruction set `name` and return the name of the one before.
+
+    For tests and benchmarks, while no other thread computes.
+    """
+    global chosen
+    cdef int i
+    before = chosen
+    for i in range(cnnx_isa_count()):
+        if cnnx_isa_name(i).decode() == name and cnnx_isa_supported(i):
+            tables[0] = cnnx_isa_kernels(i, 0)
+            tables[1] = cnnx_isa_kernels(i, 1)
+            chosen = name
+            return before
+    raise ValueError(f"instruction set is {name!r}, expected one of {available_isas()}")
+
+
+def tile(dtype):
+    """Register tile (MR output channels, NR pixels) of the present kernels for `dtype`."""
+    cdef const cnnx_kernels *k = tables[dtype == "float64"]
+    return k.mr, k.nr
+
+
+def build_info():
+    """What was compiled in: OpenMP's version as a date (0: built without threads), instruction sets."""
+    return {
+        "openmp": cnnx_openmp,
+        "instruction sets": [cnnx_isa_name(i).decode() for i in range(cnnx_isa_count())],
+    }
+
+
+def _initial_isa():
+    name = os.environ.get("CNNX_ISA")
+    if not name:
+        return available_isas().pop()
+    if name not in available_isas():
+        # A RuntimeError, not an ImportError: the fallback must not stand in for what was forced.
+        raise RuntimeError(
+            f"environment variable CNNX_ISA is {name!r}, expected one of {available_isas()} "
+            "(what this build and this CPU have)"
+        )
+    return name
+
+
+use_isa(_initial_isa())
+
+
+cdef inline const cnnx_kernels *table(cnp.ndarray x) noexcept:
+    return tables[cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64]
+
+
+# ---------------------------------------------------------------- threads and memory
+
+cdef enum:
+    SMALL = 1 << 16  # multiply-adds or elements that one thread does before a second is awake
+
+
+cdef int threads_for(int64_t work) except -1:
+    return 1 if work < SMALL else _threads.get_num_threads()
+
+
+cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch, int threads) except -1:
+    """Run all tasks of a problem, each with its own scratch."""
+    cdef int64_t t
+    cdef size_t stride = (scratch + 127) // 128 * 128  # a cache line pair between threads
+    cdef char *memory = NULL
+    if threads > tasks:
+        threads = <int>tasks
+    if threads < 1:
+        return 0
+    if stride:
+        memory = <char *>cnnx_take(stride * <size_t>threads)
+        if memory == NULL:
+            raise MemoryError(f"cannot allocate {stride * threads} bytes of scratch")
+    with nogil:
+        if threads == 1:
+            for t in range(tasks):
+                task(problem, t, memory)
+        else:
+            for t in prange(tasks, num_threads=threads, schedule="dynamic"):
+                task(problem, t, memory + stride * <size_t>threadid())
+    cnnx_give(memory)
+    return 0
+
+
+@cython.final
+cdef class _Block:
+    """Owner of one block of recycled memory: gives it back when the last array on it dies."""
+    cdef void *data
+
+    def __dealloc__(self):
+        cnnx_give(self.data)
+
+
+cdef _Block take(size_t size):
+    cdef _Block block = _Block.__new__(_Block)
+    block.data = cnnx_take(size)
+    if block.data == NULL:
+        raise MemoryError(f"cannot allocate {size} bytes")
+    return block
+
+
+def empty(tuple shape, dtype):
+    """Uninitialised C-contiguous array, 64-byte aligned, in recycled memory."""
+    cdef cnp.npy_intp dims[8]
+    cdef int i, ndim = len(shape), typenum
+    cdef size_t size
+    cdef _Block block
+    typenum = cnp.NPY_FLOAT64 if dtype == "float64" else cnp.NPY_FLOAT32 if dtype == "float32" else cnp.NPY_INT64
+    size = 4 if typenum == cnp.NPY_FLOAT32 else 8
+    for i in range(ndim):
+        dims[i] = shape[i]
+        size *= <size_t>dims[i]
+    block = take(size)
+    cdef cnp.ndarray array = cnp.PyArray_SimpleNewFromData(ndim, dims, typenum, block.data)
+    cnp.set_array_base(array, block)
+    return array
+
+
+def memory_stats():
+    """State of the pool of recycled memory, in bytes and counts."""
+    cdef cnnx_pool_stats s = cnnx_pool_read()
+    return {
+        "in_use": s.in_use, "cached": s.cached, "peak": s.peak, "limit": s.limit,
+        "hits": s.hits, "misses": s.misses,
+    }
+
+
+def empty_cache():
+    """Return the memory that is kept for reuse to the system."""
+    with nogil:
+        cnnx_pool_empty()
+
+
+# ---------------------------------------------------------------- convolution
+
+cdef dict ACTIVATIONS = {
+    None: CNNX_NONE, "relu": CNNX_RELU, "sigmoid": CNNX_SIGMOID, "tanh": CNNX_TANH,
+    "leaky_relu": CNNX_LEAKY_RELU, "relu6": CNNX_RELU6, "gelu": CNNX_GELU, "silu": CNNX_SILU,
+}
+
+
+cdef inline void *data_or_null(object array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p) except -1:
+    cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
+    k.conv_plan(p, threads)
+    p.packed = cnnx_take(<size_t>p.packed_size * 8)
+    if p.packed == NULL:
+        raise MemoryError(f"cannot allocate {p.packed_size * 8} bytes for packed weights")
+    try:
+        run(k.pack_weights, p, p.groups * p.panels, 0, threads)
+        run(k.conv, p, p.tasks, p.scratch, threads)
+    finally:
+        cnnx_give(p.packed)
+    return 0
+
+
+cdef void describe(cnnx_conv *p, cnp.ndarray x, cnp.ndarray y, int64_t groups,
+                   int64_t *taps, int64_t KH, int64_t KW, tuple stride, tuple pads, tuple dilation) except *:
+    """Sizes and taps of the forward convolution from x to y; `taps` has room for 3*KH*KW numbers."""
+    cdef int64_t kh, kw, t = 0, n = KH * KW
+    p.N, p.H, p.W = x.shape[0], x.shape[2], x.shape[3]
+    p.groups, p.C, p.M = groups, x.shape[1] // groups, y.shape[1] // groups
+    p.rows = p.YH = y.shape[2]
+    p.cols = p.YW = y.shape[3]
+    p.oy = p.ox = 0
+    p.ty = p.tx = 1
+    p.sh, p.sw = stride
+    p.taps = n
+    p.dh, p.dw, p.w_tap = taps, taps + n, taps + 2 * n
+    for kh in range(KH):
+        for kw in range(KW):
+            taps[t] = kh * <int64_t>dilation[0] - <int64_t>pads[0]
+            taps[n + t] = kw * <int64_t>dilation[1] - <int64_t>pads[2]
+            taps[2 * n + t] = t
+            t += 1
+
+
+def conv2d(cnp.ndarray x, cnp.ndarray weight, bias, tuple stride, tuple pads, tuple dilation,
+           int64_t groups, activation, cnp.ndarray out):
+    """Fill `out` with act(conv(x, weight) + bias)."""
+    cdef int64_t KH = weight.shape[2], KW = weight.shape[3]
+    cdef cnnx_conv p
+    cdef _Block taps = take(3 * KH * KW * sizeof(int64_t))
+    describe(&p, x, out, groups, <int64_t *>taps.data, KH, KW, stride, pads, dilation)
+    p.x, p.weight, p.bias = cnp.PyArray_DATA(x), cnp.PyArray_DATA(weight), data_or_null(bias)
+    p.y = cnp.PyArray_DATA(out)
+    p.w_in = KH * KW
+    p.w_out = p.C * p.w_in
+    p.w_group = p.M * p.w_out
+    p.activation = ACTIVATIONS[activation]
+    run_conv(table(x), &p)
+
+
+def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stride, tuple pads,
+                      tuple dilation, int64_t groups, cnp.ndarray grad_x):
+    """Fill `grad_x` with the convolution's input gradient, plus `bias` (a transposed convolution's).
+
+    Pixels of one phase (row and column modulo the stride) meet the same taps of the kernel, so each
+    phase is a convolution of stride 1 over the output's gradient.
+    """
+    cdef int64_t KH = weight.shape[2], KW = weight.shape[3], n = KH * KW
+    cdef int64_t sh = stride[0], sw = stride[1], dil_h = dilation[0], dil_w = dilation[1]
+    cdef int64_t top = pads[0], left = pads[2]
+    cdef int64_t H = grad_x.shape[2], W = grad_x.shape[3], ph, pw, kh, kw, t
+    cdef cnnx_conv p
+    cdef _Block memory = take(3 * n * sizeof(int64_t))
+    cdef int64_t *taps = <int64_t *>memory.data
+    for ph in range(min(sh, H)):
+        for pw in range(min(sw, W)):
+            t = 0
+            for kh in range(KH):
+                for kw in range(KW):
+                    if (ph + top - kh * dil_h) % sh == 0 and (pw + left - kw * dil_w) % sw == 0:
+                        taps[t] = (ph + top - kh * dil_h) // sh
+                        taps[n + t] = (pw + left - kw * dil_w) // sw
+                        taps[2 * n + t] = kh * KW + kw
+                        t += 1
+            p.dh, p.dw, p.w_tap, p.taps = taps, taps + n, taps + 2 * n, t
+            p.N, p.H, p.W = grad_out.shape[0], grad_out.shape[2], grad_out.shape[3]
+            p.groups, p.C, p.M = groups, grad_out.shape[1] // groups, grad_x.shape[1] // groups
+            p.rows, p.cols = (H - ph + sh - 1) // sh, (W - pw + sw - 1) // sw
+            p.sh = p.sw = 1
+            p.YH, p.YW, p.oy, p.ox, p.ty, p.tx = H, W, ph, pw, sh, sw
+            p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
+            p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
+            p.w_out = n
+            p.w_in = p.M * n
+            p.w_group = p.C * p.w_in
+            p.activation = CNNX_NONE
+            run_conv(table(grad_x), &p)
+
+
+def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple pads, tuple dilation,
+                       int64_t groups, cnp.ndarray grad_weight):
+    """Fill `grad_weight` with the convolution's weight gradient."""
+    cdef int64_t KH = grad_weight.shape[2], KW = grad_weight.shape[3]
+    cdef const cnnx_kernels *k = table(x)
+    cdef cnnx_conv_weight w
+    cdef _Block taps = take(3 * KH * KW * sizeof(int64_t)), partial
+    cdef int threads
+    describe(&w.conv, x, grad_out, groups, <int64_t *>taps.data, KH, KW, stride, pads, dilation)
+    w.conv.x, w.conv.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_out)
+    w.grad = cnp.PyArray_DATA(grad_weight)
+    k.conv_weight_plan(&w)
+    threads = threads_for(w.conv.pixels * w.conv.groups * w.conv.M * w.conv.depth)
+    if w.pieces > 1:
+        partial = take(<size_t>(w.pieces * w.conv.groups * w.conv.M * w.conv.depth) * 8)
+        w.partial = partial.data
+    run(k.conv_weight, &w, w.tasks, w.scratch, threads)
+    if w.pieces > 1:
+        run(k.conv_weight_sum, &w, w.conv.groups * w.conv.M, 0, threads)
+
+
+def conv2d_grad_bias(cnp.ndarray grad_out, cnp.ndarray grad_bias):
+    """Fill `grad_bias` with the sum of `grad_out` over N, H and W."""
+    cdef cnnx_norm p
+    p.grad, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_bias)
+    p.N, p.C, p.area = grad_out.shape[0], grad_out.shape[1], grad_out.shape[2] * grad_out.shape[3]
+    run(table(grad_out).conv_bias, &p, p.C, 0, threads_for(p.N * p.C * p.area))
+
+
+def matmul(cnp.ndarray a, cnp.ndarray b, bias, activation, cnp.ndarray out):
+    """Fill `out` with act(a @ b + bias)."""
+    cdef const cnnx_kernels *k = table(out)
+    cdef cnnx_matmul p
+    cdef int64_t size = cnp.PyArray_ITEMSIZE(out)
+    p.a, p.b, p.bias = cnp.PyArray_DATA(a), cnp.PyArray_DATA(b), data_or_null(bias)
+    p.out = cnp.PyArray_DATA(out)
+    p.M, p.N, p.K = out.shape[0], out.shape[1], a.shape[1]
+    p.a_row, p.a_col = cnp.PyArray_STRIDE(a, 0) // size, cnp.PyArray_STRIDE(a, 1) // size
+    p.b_row, p.b_col = cnp.PyArray_STRIDE(b, 0) // size, cnp.PyArray_STRIDE(b, 1) // size
+    p.activation = ACTIVATIONS[activation]
+    cdef int threads = threads_for(p.M * p.N * p.K)
+    k.matmul_plan(&p, threads)
+    run(k.matmul, &p, p.tasks, p.scratch, threads)
+
+
+# ---------------------------------------------------------------- pooling
+
+cdef int64_t describe_pool(cnnx_pool *p, cnp.ndarray image, cnp.ndarray pooled, tuple pool_size,
+                           tuple stride, tuple pads, tuple dilation) except -1:
+    p.planes = image.shape[0] * image.shape[1]
+    p.H, p.W, p.rows, p.cols = image.shape[2], image.shape[3], pooled.shape[2], pooled.shape[3]
+    p.kh, p.kw = pool_size
+    p.sh, p.sw = stride
+    p.dh, p.dw = dilation
+    p.top, p.bottom, p.left, p.right = pads
+    return p.planes * (p.rows * p.cols * p.kh * p.kw + p.H * p.W)
+
+
+def max_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, tuple dilation,
+               cnp.ndarray out, indices):
+    """Fill `out` with each window's maximum and `indices` (or None) with where it stood."""
+    cdef cnnx_pool p
+    cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, dilation)
+    p.x, p.y, p.indices = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), <int64_t *>data_or_null(indices)
+    run(table(x).max_pool, &p, p.planes, 0, threads_for(work))
+
+
+def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray grad_x):
+    """Add each gradient to the pixel it came from; -1, or the position of the first bad index."""
+    cdef cnnx_pool p
+    cdef int64_t t
+    cdef int64_t work = describe_pool(&p, grad_x, grad_out, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    cdef _Block bad = take(p.planes * sizeof(int64_t))
+    p.x, p.y, p.indices = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x), <int64_t *>cnp.PyArray_DATA(indices)
+    p.bad = <int64_t *>bad.data
+    run(table(grad_x).max_pool_backward, &p, p.planes, 0, threads_for(work))
+    for t in range(p.planes):
+        if p.bad[t] >= 0:
+            return p.bad[t]
+    return -1
+
+
+def avg_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, bint count_include_pad,
+               cnp.ndarray out):
+    """Fill `out` with each window's average."""
+    cdef cnnx_pool p
+    cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, (1, 1))
+    p.x, p.y, p.count_include_pad = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), count_include_pad
+    run(table(x).avg_pool, &p, p.planes, 0, threads_for(work))
+
+
+def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tuple pads,
+                        bint count_include_pad, cnp.ndarray grad_x):
+    """Spread each gradient evenly over its window."""
+    cdef cnnx_pool p
+    cdef int64_t work = describe_pool(&p, grad_x, grad_out, pool_size, stride, pads, (1, 1))
+    p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
+    p.count_include_pad = count_include_pad
+    run(table(grad_x).avg_pool_backward, &p, p.planes, 0, threads_for(work))
+
+
+# ---------------------------------------------------------------- elementwise, softmax, batch norm
+
+cdef int run_elementwise(cnnx_task task, cnnx_elementwise *p, cnp.ndarray x, cnp.ndarray y, kind,
+                         double alpha) except -1:
+    p.x, p.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(y)
+    p.n, p.kind, p.alpha = cnp.PyArray_SIZE(x), ACTIVATIONS[kind], alpha
+    return run(task, p, (p.n + CNNX_CHUNK - 1) // CNNX_CHUNK, 0, threads_for(p.n))
+
+
+def activation(cnp.ndarray x, kind, double alpha, cnp.ndarray out):
+    """Fill `out` with the activation `kind` of x."""
+    cdef cnnx_elementwise p
+    run_elementwise(table(x).activation, &p, x, out, kind, alpha)
+
+
+def activation_backward(cnp.ndarray grad_out, cnp.ndarray x, kind, double alpha, cnp.ndarray grad_x):
+    """Fill `grad_x` with `grad_out` times the derivative at the forward's input x."""
+    cdef cnnx_elementwise p
+    p.grad, p.from_output = cnp.PyArray_DATA(grad_out), 0
+    run_elementwise(table(x).activation_backward, &p, x, grad_x, kind, alpha)
+
+
+def activation_backward_from_output(cnp.ndarray grad_out, cnp.ndarray y, kind, cnp.ndarray grad_x):
+    """Fill `grad_x` with `grad_out` times the derivative, found from the forward's output y."""
+    cdef cnnx_elementwise p
+    p.grad, p.from_output = cnp.PyArray_DATA(grad_out), 1
+    run_elementwise(table(y).activation_backward, &p, y, grad_x, kind, 0)
+
+
+def softmax(cnp.ndarray x, bint log, cnp.ndarray out):
+    """Fill `out` with the softmax, or its logarithm, of each row of x (rows, classes)."""
+    cdef cnnx_softmax p
+    p.x, p.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out)
+    p.rows, p.classes, p.log = x.shape[0], x.shape[1], log
+    run(table(x).softmax, &p, p.rows, 0, threads_for(p.rows * p.classes))
+
+
+def softmax_backward(cnp.ndarray grad_out, cnp.ndarray y, bint log, cnp.ndarray grad_x):
+    """Fill `grad_x` with the gradient, found from the forward's output y."""
+    cdef cnnx_softmax p
+    p.x, p.grad, p.y = cnp.PyArray_DATA(y), cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
+    p.rows, p.classes, p.log = y.shape[0], y.shape[1], log
+    run(table(y).softmax_backward, &p, p.rows, 0, threads_for(p.rows * p.classes))
+
+
+cdef int64_t describe_norm(cnnx_norm *p, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var) except -1:
+    p.x, p.mean, p.var = cnp.PyArray_DATA(x), cnp.PyArray_DATA(mean), cnp.PyArray_DATA(var)
+    p.N, p.C, p.area = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    return p.N * p.C * p.area
+
+
+def batch_norm2d_stats(cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var):
+    """Fill `mean` and `var` (biased) of each channel."""
+    cdef cnnx_norm p
+    cdef int64_t work = describe_norm(&p, x, mean, var)
+    run(table(x).norm_stats, &p, p.C, 0, threads_for(work))
+
+
+def batch_norm2d(cnp.ndarray x, weight, bias, cnp.ndarray mean, cnp.ndarray var, double eps,
+                 cnp.ndarray out):
+    """Fill `out` with (x - mean) / sqrt(var + eps) * weight + bias."""
+    cdef cnnx_norm p
+    cdef int64_t work = describe_norm(&p, x, mean, var)
+    p.weight, p.bias, p.y, p.eps = data_or_null(weight), data_or_null(bias), cnp.PyArray_DATA(out), eps
+    run(table(x).norm, &p, p.C, 0, threads_for(work))
+
+
+def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, cnp.ndarray mean,
+                          cnp.ndarray var, double eps, bint batch_stats, cnp.ndarray grad_x,
+                          cnp.ndarray grad_weight, cnp.ndarray grad_bias):
+    """Fill the three gradients; `batch_stats`: mean and var depend on x."""
+    cdef cnnx_norm p
+    cdef int64_t work = describe_norm(&p, x, mean, var)
+    p.grad, p.weight, p.y = cnp.PyArray_DATA(grad_out), data_or_null(weight), cnp.PyArray_DATA(grad_x)
+    p.grad_weight, p.grad_bias = cnp.PyArray_DATA(grad_weight), cnp.PyArray_DATA(grad_bias)
+    p.eps, p.batch_stats = eps, batch_stats
+    run(table(x).norm_backward, &p, p.C, 0, threads_for(work))

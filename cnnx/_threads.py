@@ -1,0 +1,128 @@
+"""How many threads the kernels use, and why that many.
+
+The number is, in this order: what :func:`set_num_threads` said, the environment variable
+``CNNX_NUM_THREADS``, ``OMP_NUM_THREADS``, or the CPUs this process may use: its affinity mask, cut
+down by a cgroup quota (a container with half a CPU must not start 64 threads).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs the control group grants (v2 first, then v1), or None where it sets no limit."""
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text())
+        period_us = int((_CGROUP / "cpu" / "cpu.cfs_period_us").read_text())
+        return quota_us / period_us if quota_us > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use, by affinity and control group."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no affinity call
+        cpus = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def _from_environment(name: str) -> int | None:
+    text = os.environ.get(name, "").split(",")[0].strip()  # OMP_NUM_THREADS may be a list: "4,2"
+    if not text:
+        return None
+    if not text.isdigit() or int(text) == 0:
+        if name == "CNNX_NUM_THREADS":
+            raise ValueError(f"environment variable {name} is {text!r}, expected an integer >= 1")
+        return None  # not ours to judge
+    return int(text)
+
+
+def _initial() -> tuple[int, str]:
+    for name in ("CNNX_NUM_THREADS", "OMP_NUM_THREADS"):
+        n = _from_environment(name)
+        if n is not None:
+            return n, name
+    return usable_cpus(), "CPUs this process may use"
+
+
+_num_threads, _reason = _initial()
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels use.
+
+    Results do not depend on it: they are the same to the last bit for every number of threads.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. More than the machine has is allowed, and slow.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is below 1.
+
+    Examples
+    --------
+    >>> import cnnx
+    >>> before = cnnx.get_num_threads()
+    >>> cnnx.set_num_threads(1)
+    >>> cnnx.get_num_threads()
+    1
+    >>> cnnx.set_num_threads(before)
+    """
+    global _num_threads, _reason
+    if isinstance(n, bool):
+        raise TypeError(f"n is {n!r}, expected an integer >= 1")
+    try:
+        value = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n is {n!r} ({type(n).__name__}), expected an integer >= 1") from None
+    if value < 1:
+        raise ValueError(f"n is {value}, expected an integer >= 1")
+    _num_threads, _reason = value, "set_num_threads"
+
+
+def get_num_threads() -> int:
+    """Return how many threads the kernels use.
+
+    Examples
+    --------
+    >>> import cnnx
+    >>> cnnx.get_num_threads() >= 1
+    True
+    """
+    return _num_threads
+
+
+def reason() -> str:
+    """Where the present number of threads comes from, in a few words."""
+    return _reason
+
+
+def _after_fork_in_child() -> None:
+    # GNU OpenMP's worker threads do not survive a fork, and its next parallel region would wait
+    # for them for ever. One thread never enters the pool, and gives the same bits.
+    global _num_threads, _reason
+    _num_threads, _reason = 1, "forked child: OpenMP's threads do not survive a fork"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

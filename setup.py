@@ -1,0 +1,101 @@
+"""The compiled part: one Cython extension, and its C kernels once for each instruction set.
+
+Everything else about the package is in pyproject.toml. Only the files isa_*.c get flags of their own:
+the rest of the build uses the instructions that every CPU of the target has, so that one wheel runs
+everywhere. Without a compiler the install succeeds and cnnx runs on NumPy; set
+``CNNX_REQUIRE_EXTENSION=1`` (as the wheel builds do) to make that an error, ``CNNX_NO_EXTENSION=1`` to
+leave the extension out.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("cnnx") / "_csrc"
+MSVC = sys.platform == "win32"
+MACHINE = platform.machine().lower()
+
+# A vector file needs -O3: at -O2 gcc 12 leaves the register tile in memory. Never -ffast-math: it
+# breaks NaN, and linking with it makes the whole process flush denormals to zero.
+OPTIMISE = ["/O2", "/std:c11"] if MSVC else ["-O3", "-ffp-contract=fast", "-std=gnu11"]
+FLAGS: dict[str, list[str]] = {"baseline": []}
+if MACHINE in ("x86_64", "amd64") and not MSVC:
+    FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"]
+    MACROS = [("CNNX_X86", None)]
+elif MACHINE in ("aarch64", "arm64") and not MSVC:
+    FLAGS["neon"] = []
+    MACROS = [("CNNX_NEON", None)]
+else:
+    MACROS = []  # the portable kernels alone
+
+
+class BuildKernels(build_ext):
+    """Compiles each instruction set with its flags, and finds out whether there is OpenMP."""
+
+    def build_extensions(self) -> None:
+        try:
+            openmp = self.openmp()
+            for extension in self.extensions:
+                extension.extra_compile_args += openmp
+                extension.extra_link_args += [] if MSVC else openmp
+                extension.extra_objects += self.kernels()
+            super().build_extensions()
+        except Exception as error:  # whatever a missing or broken compiler may raise
+            if os.environ.get("CNNX_REQUIRE_EXTENSION"):
+                raise
+            self.extensions.clear()
+            print(f"cnnx: no compiled kernels ({error}); installing the NumPy fallback alone")
+
+    def kernels(self) -> list[str]:
+        objects: list[str] = []
+        for isa, flags in FLAGS.items():
+            objects += self.compiler.compile(
+                [str(CSRC / f"isa_{isa}.c")],
+                output_dir=self.build_temp,
+                extra_postargs=OPTIMISE + flags,
+                depends=[str(path) for path in CSRC.glob("*.h")],
+            )
+        return objects
+
+    def openmp(self) -> list[str]:
+        """Flags for OpenMP, or none where the compiler has not got it (Apple clang)."""
+        flag = "/openmp" if MSVC else "-fopenmp"
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "probe.c"
+            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([str(source)], folder, extra_postargs=[flag])
+                self.compiler.link_executable(
+                    objects, str(Path(folder) / "probe"), extra_postargs=[] if MSVC else [flag]
+                )
+            except Exception:
+                print("cnnx: this compiler has no OpenMP; building without threads")
+                return []
+        return [flag]
+
+
+def extensions() -> list[Extension]:
+    if os.environ.get("CNNX_NO_EXTENSION"):
+        print("cnnx: CNNX_NO_EXTENSION is set; installing the NumPy fallback alone")
+        return []
+    import numpy as np
+    from Cython.Build import cythonize
+
+    kernels = Extension(
+        "cnnx._kernels",
+        ["cnnx/_kernels.pyx", str(CSRC / "dispatch.c"), str(CSRC / "pool.c")],
+        include_dirs=[np.get_include(), "cnnx"],
+        define_macros=[*MACROS, ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=list(OPTIMISE),
+        depends=[str(path) for path in CSRC.glob("*.h")],
+    )
+    return cythonize([kernels])
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})
