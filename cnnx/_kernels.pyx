@@ -109,6 +109,11 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*conv_plan)(cnnx_conv *, int) noexcept
         void (*conv_weight_plan)(cnnx_conv_weight *) noexcept
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
+        int (*winograd_plan)(cnnx_conv *, int) noexcept
+        cnnx_task winograd_weights, winograd
+        int (*direct_plan)(cnnx_conv *) noexcept
+        int (*direct_weight_plan)(cnnx_conv_weight *) noexcept
+        cnnx_task direct, direct_weight
         cnnx_task pack_weights, conv, conv_weight, conv_weight_sum, conv_bias, matmul
         cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward
         cnnx_task activation, activation_backward, softmax, softmax_backward
@@ -300,15 +305,42 @@ cdef inline void *data_or_null(object array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
 
 
+cdef bint winograd_on = True
+
+
+def set_winograd(bint on):
+    """Allow Winograd's algorithm, or not; the answer is what held before."""
+    global winograd_on
+    before = winograd_on
+    winograd_on = on
+    return before
+
+
+cdef bint winograd_pays(const cnnx_conv *p) noexcept:
+    """The choice between Winograd and the direct path, by shape."""
+    return winograd_on and p.C >= 8 and p.M >= 8
+
+
+cdef bint direct_pays(const cnnx_conv *p) noexcept:
+    """The choice between the direct path and the implicit matrix product, by shape."""
+    return p.C <= 4 or p.M <= 2
+
+
 cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p) except -1:
     cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
-    k.conv_plan(p, threads)
+    cdef cnnx_task pack = k.pack_weights, task = k.conv
+    if winograd_pays(p) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
+        pack, task = k.winograd_weights, k.winograd
+    elif direct_pays(p) and k.direct_plan(p):
+        task = k.direct
+    else:
+        k.conv_plan(p, threads)
     p.packed = cnnx_take(<size_t>p.packed_size * 8)
     if p.packed == NULL:
         raise MemoryError(f"cannot allocate {p.packed_size * 8} bytes for packed weights")
     try:
-        run(k.pack_weights, p, p.groups * p.panels, 0, threads)
-        run(k.conv, p, p.tasks, p.scratch, threads)
+        run(pack, p, p.groups * p.panels, 0, threads)
+        run(task, p, p.tasks, p.scratch, threads)
     finally:
         cnnx_give(p.packed)
     return 0
@@ -401,12 +433,16 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
     describe(&w.conv, x, grad_out, groups, <int64_t *>taps.data, KH, KW, stride, pads, dilation)
     w.conv.x, w.conv.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_out)
     w.grad = cnp.PyArray_DATA(grad_weight)
-    k.conv_weight_plan(&w)
-    threads = threads_for(w.conv.pixels * w.conv.groups * w.conv.M * w.conv.depth)
+    cdef cnnx_task task = k.conv_weight
+    if w.conv.C <= 4 and k.direct_weight_plan(&w):
+        task = k.direct_weight
+    else:
+        k.conv_weight_plan(&w)
+    threads = threads_for(w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.depth)
     if w.pieces > 1:
         partial = take(<size_t>(w.pieces * w.conv.groups * w.conv.M * w.conv.depth) * 8)
         w.partial = partial.data
-    run(k.conv_weight, &w, w.tasks, w.scratch, threads)
+    run(task, &w, w.tasks, w.scratch, threads)
     if w.pieces > 1:
         run(k.conv_weight_sum, &w, w.conv.groups * w.conv.M, 0, threads)
 

@@ -4,6 +4,10 @@
 #include "gemm.inc.h"
 #include "pack.inc.h"
 #include "conv.inc.h"
+#include "direct.inc.h"
+#if defined(WINOGRAD)
+#include "winograd.inc.h"
+#endif
 #include "matmul.inc.h"
 #include "pool.inc.h"
 #include "elementwise.inc.h"
@@ -19,6 +23,15 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .matmul_plan = FN(matmul_plan),
     .pack_weights = FN(pack_weights),
     .conv = FN(conv),
+#if defined(WINOGRAD)
+    .winograd_plan = FN(winograd_plan),
+    .winograd_weights = FN(winograd_weights),
+    .winograd = FN(winograd),
+#endif
+    .direct_plan = FN(direct_plan),
+    .direct = FN(direct),
+    .direct_weight_plan = FN(direct_weight_plan),
+    .direct_weight = FN(direct_weight),
     .conv_weight = FN(conv_weight),
     .conv_weight_sum = FN(conv_weight_sum),
     .conv_bias = FN(conv_bias),

@@ -35,7 +35,11 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define EXP expf
 #define TANH tanhf
 #define ERFC erfcf
+#if defined(__GNUC__) && (__GNUC__ >= 12 || defined(__clang__)) /* __builtin_shufflevector */
+#define WINOGRAD
+#endif
 #include "bodies.inc.h"
+#undef WINOGRAD
 #undef T
 #undef TYPE
 #undef EXP

@@ -47,6 +47,11 @@ typedef struct {
     int64_t m_block, m_blocks;     /* panels a task, tasks along output channels */
     int64_t packed_size, tasks;
     size_t scratch;
+    /* set by winograd_plan, where pixels and block count tiles: the kernel's first row and column, its
+     * taps in order, tiles in an image, size of a plane, and the copy of an image's rows. direct_plan
+     * uses them alike; there block counts rows. */
+    int64_t top, left, tap[9], tile_rows, tile_cols, plane, image_width, image_size;
+    int64_t phases_h, phases_w;
 } cnnx_conv;
 
 /* Weight gradient of the convolution above, with the output's gradient in `y` (read only):
@@ -130,6 +135,15 @@ typedef struct {
     /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
     cnnx_task pack_weights;
     cnnx_task conv;
+    /* The same by Winograd's F(4x4, 3x3). NULL in a table without it; the plan returns 0 where it
+     * refuses the problem. winograd_weights runs in place of pack_weights. */
+    int (*winograd_plan)(cnnx_conv *, int threads);
+    cnnx_task winograd_weights, winograd;
+    /* The same without packing pixels; 0 where no tap exists. */
+    int (*direct_plan)(cnnx_conv *);
+    cnnx_task direct;
+    int (*direct_weight_plan)(cnnx_conv_weight *);
+    cnnx_task direct_weight;
     cnnx_task conv_weight;
     /* task < M*groups: adds the pieces of one row of grad. Only when pieces > 1. */
     cnnx_task conv_weight_sum;
