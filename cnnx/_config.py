@@ -63,3 +63,32 @@ def show_config() -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {value}")
+
+
+def set_winograd(on: bool) -> None:
+    """Allow Winograd's algorithm for 3x3 convolutions of stride 1 in float32, or not.
+
+    It needs a quarter of the multiplications and is on from the start. Its rounding error stays below
+    2e-5 of the largest output; the direct path's is several times smaller. float64 never uses it, so
+    gradient checks do not depend on this.
+
+    Parameters
+    ----------
+    on : bool
+        Whether Winograd may be chosen. The NumPy fallback never does.
+
+    Examples
+    --------
+    >>> import cnnx
+    >>> cnnx.set_winograd(False)
+    >>> cnnx.set_winograd(True)
+
+    References
+    ----------
+    A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+    """
+    if not isinstance(on, bool | np.bool_):
+        raise TypeError(f"on is {on!r} ({type(on).__name__}), expected True or False")
+    kernels = _dispatch.compiled()
+    if kernels is not None:
+        kernels.set_winograd(on)

@@ -55,6 +55,8 @@ cdef extern from "_csrc/kernels.h" nogil:
         void *partial
         int64_t pieces, tasks
         size_t scratch
+        int64_t group, chunk
+        size_t shared
 
     ctypedef struct cnnx_matmul:
         const void *a
@@ -111,6 +113,8 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
         int (*winograd_plan)(cnnx_conv *, int) noexcept
         cnnx_task winograd_weights, winograd
+        int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
+        cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out
         int (*direct_plan)(cnnx_conv *) noexcept
         int (*direct_weight_plan)(cnnx_conv_weight *) noexcept
         cnnx_task direct, direct_weight
@@ -323,7 +327,7 @@ cdef bint winograd_pays(const cnnx_conv *p) noexcept:
 
 cdef bint direct_pays(const cnnx_conv *p) noexcept:
     """The choice between the direct path and the implicit matrix product, by shape."""
-    return p.C <= 4 or p.M <= 2
+    return p.C <= 4 or p.M <= 4
 
 
 cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p) except -1:
@@ -434,17 +438,28 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
     w.conv.x, w.conv.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_out)
     w.grad = cnp.PyArray_DATA(grad_weight)
     cdef cnnx_task task = k.conv_weight
+    threads = threads_for(
+        w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.C * KH * KW
+    )
+    if winograd_pays(&w.conv) and k.winograd_weight_plan != NULL and k.winograd_weight_plan(&w):
+        partial = take(w.shared * sizeof(float))
+        w.partial = partial.data
+        for w.group in range(groups):
+            for w.chunk in range(w.pieces):
+                run(k.winograd_weight_planes, &w, w.conv.C + w.conv.M, w.scratch, threads)
+                run(k.winograd_weight_product, &w, 36, w.scratch, threads)
+            run(k.winograd_weight_out, &w, w.conv.M, 0, threads)
+        return
     if w.conv.C <= 4 and k.direct_weight_plan(&w):
         task = k.direct_weight
     else:
         k.conv_weight_plan(&w)
-    threads = threads_for(w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.depth)
     if w.pieces > 1:
-        partial = take(<size_t>(w.pieces * w.conv.groups * w.conv.M * w.conv.depth) * 8)
+        partial = take(<size_t>(w.pieces * groups * w.conv.M * w.conv.depth) * 8)
         w.partial = partial.data
     run(task, &w, w.tasks, w.scratch, threads)
     if w.pieces > 1:
-        run(k.conv_weight_sum, &w, w.conv.groups * w.conv.M, 0, threads)
+        run(k.conv_weight_sum, &w, groups * w.conv.M, 0, threads)
 
 
 def conv2d_grad_bias(cnp.ndarray grad_out, cnp.ndarray grad_bias):

@@ -27,6 +27,10 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .winograd_plan = FN(winograd_plan),
     .winograd_weights = FN(winograd_weights),
     .winograd = FN(winograd),
+    .winograd_weight_plan = FN(winograd_weight_plan),
+    .winograd_weight_planes = FN(winograd_weight_planes),
+    .winograd_weight_product = FN(winograd_weight_product),
+    .winograd_weight_out = FN(winograd_weight_out),
 #endif
     .direct_plan = FN(direct_plan),
     .direct = FN(direct),

@@ -55,80 +55,88 @@ static void FN(direct_offsets)(const cnnx_conv *p, int64_t *offset)
         }
 }
 
-/* Copies what output rows i0 .. i0+n-1 of image n, group g read. */
+static inline void FN(copy_every)(const T *restrict from, int64_t step, int64_t n, T *restrict to)
+{
+    if (step == 1)
+        for (int64_t j = 0; j < n; j++) to[j] = from[j];
+    else if (step == 2) /* a constant the compiler can make shuffles of */
+        for (int64_t j = 0; j < n; j++) to[j] = from[2 * j];
+    else
+        for (int64_t j = 0; j < n; j++) to[j] = from[step * j];
+}
+
+/* Copies what output rows i0 .. i0+n-1 of image n, group g read, row after row of the image: a prefetcher
+ * follows that, and not a walk through one phase after the other. */
 static void FN(copy_rows)(const cnnx_conv *p, int64_t image, int64_t i0, int64_t n, T *strip)
 {
     const int64_t rows = n + p->tile_rows - p->block;
-    for (int64_t c = 0; c < p->C; c++) {
-        const T *x = (const T *)p->x + (image * p->C + c) * p->H * p->W;
-        for (int64_t a = 0; a < p->phases_h; a++)
-            for (int64_t b = 0; b < p->phases_w; b++, strip += p->plane) {
-                const int64_t w = b + p->left; /* column j of this phase is w + j*sw of the image */
-                int64_t lo = w < 0 ? (-w + p->sw - 1) / p->sw : 0;
-                int64_t hi = w < p->W ? (p->W - w + p->sw - 1) / p->sw : 0;
-                if (hi > p->image_width) hi = p->image_width;
-                if (lo > hi) lo = hi;
-                for (int64_t r = 0; r < rows; r++) {
-                    const int64_t h = (i0 + r) * p->sh + a + p->top;
-                    T *to = strip + r * p->image_width;
-                    if (h < 0 || h >= p->H) {
-                        memset(to, 0, (size_t)p->image_width * sizeof(T));
-                        continue;
+    for (int64_t c = 0; c < p->C; c++)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t a = 0; a < p->phases_h; a++) {
+                const int64_t h = (i0 + r) * p->sh + a + p->top;
+                const T *x = (const T *)p->x + ((image * p->C + c) * p->H + h) * p->W;
+                T *to = strip + (c * p->phases_h + a) * p->phases_w * p->plane + r * p->image_width;
+                for (int64_t b = 0; b < p->phases_w; b++, to += p->plane) {
+                    const int64_t w = b + p->left; /* column j of this phase is w + j*sw of the image */
+                    int64_t lo = 0, hi = 0;        /* columns lo .. hi-1 lie inside */
+                    if (h >= 0 && h < p->H) {
+                        lo = w < 0 ? (-w + p->sw - 1) / p->sw : 0;
+                        hi = w < p->W ? (p->W - w + p->sw - 1) / p->sw : 0;
+                        if (hi > p->image_width) hi = p->image_width;
+                        if (lo > hi) lo = hi;
                     }
-                    const T *from = x + h * p->W + w;
                     for (int64_t j = 0; j < lo; j++) to[j] = 0;
-                    if (p->sw == 1)
-                        for (int64_t j = lo; j < hi; j++) to[j] = from[j];
-                    else if (p->sw == 2)
-                        for (int64_t j = lo; j < hi; j++) to[j] = from[2 * j];
-                    else
-                        for (int64_t j = lo; j < hi; j++) to[j] = from[p->sw * j];
+                    if (hi > lo) FN(copy_every)(x + w + lo * p->sw, p->sw, hi - lo, to + lo);
                     for (int64_t j = hi; j < p->image_width; j++) to[j] = 0;
                 }
             }
-    }
 }
 
-/* One tile: m output channels x n vectors of a row. Weights w[k*m + i], pixels row[offset[k] + ..]; the first
- * mr channels and `count` pixels exist, channels `ld` and pixels `step` apart in y. */
+/* Columns j0 .. j1-1 of `rows` output rows, m output channels x n vectors at a time, the first mr of the
+ * channels existing. Weights are w[k*m + i]; y is output pixel (0, 0) of the first channel. */
 static ALWAYS_INLINE void
-FN(direct_tile)(const int m, const int n, int64_t depth, const T *restrict w, const T *restrict row,
-                const int64_t *restrict offset, const T *bias, int relu, T *y, int64_t ld, int64_t step,
-                int64_t mr, int64_t count)
+FN(direct_rows)(const int m, const int n, const cnnx_conv *p, const T *restrict w, const T *strip,
+                const int64_t *restrict offset, const T *bias, T *y, int64_t rows, int64_t mr, int64_t j0,
+                int64_t j1)
 {
-    V acc[8][4];
-    UNROLL for (int i = 0; i < m; i++)
-        UNROLL for (int j = 0; j < n; j++) acc[i][j] = (V){0};
-    for (int64_t k = 0; k < depth; k++) {
-        const T *from = row + offset[k];
-        V b[4];
-        UNROLL for (int j = 0; j < n; j++) b[j] = *(const VU *)(from + j * VL);
-        UNROLL for (int i = 0; i < m; i++)
-            UNROLL for (int j = 0; j < n; j++) acc[i][j] += w[k * m + i] * b[j];
-    }
-    UNROLL for (int i = 0; i < m; i++)
-        UNROLL for (int j = 0; j < n; j++) {
-            if (bias) acc[i][j] += bias[i < mr ? i : 0];
-            if (relu) acc[i][j] = FN(relu)(acc[i][j]);
+    const int64_t area = p->YH * p->YW, depth = p->depth, step = p->tx;
+    const int relu = p->activation == CNNX_RELU;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = j0; j < j1; j += n * VL) {
+            const T *row = strip + i * p->image_width + j;
+            T *to = y + i * p->ty * p->YW + j * step;
+            V acc[8][4];
+            UNROLL for (int r = 0; r < m; r++)
+                UNROLL for (int v = 0; v < n; v++) acc[r][v] = (V){0} + (bias && r < mr ? bias[r] : 0);
+            for (int64_t k = 0; k < depth; k++) {
+                const T *from = row + offset[k];
+                V b[4];
+                UNROLL for (int v = 0; v < n; v++) b[v] = *(const VU *)(from + v * VL);
+                UNROLL for (int r = 0; r < m; r++)
+                    UNROLL for (int v = 0; v < n; v++) acc[r][v] += w[k * m + r] * b[v];
+            }
+            if (relu)
+                UNROLL for (int r = 0; r < m; r++)
+                    UNROLL for (int v = 0; v < n; v++) acc[r][v] = FN(relu)(acc[r][v]);
+            const int64_t count = j1 - j;
+            if (step == 1 && count >= n * VL && mr == m) {
+                UNROLL for (int r = 0; r < m; r++)
+                    UNROLL for (int v = 0; v < n; v++) *(VU *)(to + r * area + v * VL) = acc[r][v];
+            } else {
+                T tile[8][4 * VL];
+                UNROLL for (int r = 0; r < m; r++)
+                    UNROLL for (int v = 0; v < n; v++) *(VU *)(tile[r] + v * VL) = acc[r][v];
+                for (int64_t r = 0; r < mr; r++)
+                    for (int64_t v = 0; v < n * VL && v < count; v++) to[r * area + v * step] = tile[r][v];
+            }
         }
-    if (step == 1 && count >= n * VL && mr == m) {
-        UNROLL for (int i = 0; i < m; i++)
-            UNROLL for (int j = 0; j < n; j++) *(VU *)(y + i * ld + j * VL) = acc[i][j];
-        return;
-    }
-    T tile[8][4 * VL];
-    UNROLL for (int i = 0; i < m; i++)
-        UNROLL for (int j = 0; j < n; j++) *(VU *)(tile[i] + j * VL) = acc[i][j];
-    for (int64_t i = 0; i < mr; i++)
-        for (int64_t j = 0; j < n * VL && j < count; j++) y[i * ld + j * step] = tile[i][j];
 }
 
 #define DIRECT(name, m, n)                                                                              \
-    static NOINLINE void FN(name)(int64_t depth, const T *w, const T *row, const int64_t *offset,       \
-                                  const T *bias, int relu, T *y, int64_t ld, int64_t step, int64_t mr,  \
-                                  int64_t count)                                                        \
+    static NOINLINE void FN(name)(const cnnx_conv *p, const T *w, const T *strip, const int64_t *offset, \
+                                  const T *bias, T *y, int64_t rows, int64_t mr, int64_t j0, int64_t j1) \
     {                                                                                                   \
-        FN(direct_tile)(m, n, depth, w, row, offset, bias, relu, y, ld, step, mr, count);               \
+        FN(direct_rows)(m, n, p, w, strip, offset, bias, y, rows, mr, j0, j1);                          \
     }
 DIRECT(direct_wide, MR, NV)
 DIRECT(direct_narrow, MR, 1)
@@ -144,43 +152,33 @@ static void FN(direct)(const void *problem, int64_t task, void *scratch)
     const int64_t b = task % p->blocks, image = task / p->blocks, g = image % p->groups;
     const int64_t i0 = b * p->block, area = p->YH * p->YW;
     const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
-    const int relu = p->activation == CNNX_RELU;
+    const int single = p->M == 1; /* depthwise: the panel's other rows would be zeros */
+    const int64_t wide = single ? 4 * VL : NR;
+    /* Whole wide tiles, and one more where the rest would fill half of it; narrow ones for what is left. */
+    int64_t middle = p->cols / wide * wide;
+    if (p->cols - middle > wide / 2) middle = p->cols;
     FN(direct_offsets)(p, offset);
     FN(copy_rows)(p, image, i0, rows, strip);
     for (int64_t s = 0; s < p->panels; s++) {
         const int64_t m = s * MR, mr = p->M - m < MR ? p->M - m : MR;
         const T *w = (const T *)p->packed + (g * p->panels + s) * p->depth * MR;
         const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
-        const int single = p->M == 1; /* depthwise: the panel's other rows would be zeros */
-        if (single)
+        T *y = (T *)p->y + (image * p->M + m) * area + (p->oy + i0 * p->ty) * p->YW + p->ox;
+        if (single) {
             for (int64_t k = 0; k < p->depth; k++) one[k] = w[k * MR];
-        for (int64_t i = 0; i < rows; i++) {
-            const T *row = strip + i * p->image_width;
-            T *y = (T *)p->y + (image * p->M + m) * area + (p->oy + (i0 + i) * p->ty) * p->YW + p->ox;
-            for (int64_t j = 0; j < p->cols;) {
-                const int64_t left = p->cols - j;
-                T *to = y + j * p->tx;
-                if (single && left >= 3 * VL) {
-                    FN(direct_one_wide)(p->depth, one, row + j, offset, bias, relu, to, area, p->tx, 1, left);
-                    j += 4 * VL;
-                } else if (single) {
-                    FN(direct_one_narrow)(p->depth, one, row + j, offset, bias, relu, to, area, p->tx, 1, left);
-                    j += VL;
-                } else if (left > VL) {
-                    FN(direct_wide)(p->depth, w, row + j, offset, bias, relu, to, area, p->tx, mr, left);
-                    j += NR;
-                } else {
-                    FN(direct_narrow)(p->depth, w, row + j, offset, bias, relu, to, area, p->tx, mr, left);
-                    j += VL;
-                }
-            }
-            if (p->activation > CNNX_RELU)
-                for (int64_t k = 0; k < mr; k++)
+            FN(direct_one_wide)(p, one, strip, offset, bias, y, rows, 1, 0, middle);
+            FN(direct_one_narrow)(p, one, strip, offset, bias, y, rows, 1, middle, p->cols);
+        } else {
+            FN(direct_wide)(p, w, strip, offset, bias, y, rows, mr, 0, middle);
+            FN(direct_narrow)(p, w, strip, offset, bias, y, rows, mr, middle, p->cols);
+        }
+        if (p->activation > CNNX_RELU)
+            for (int64_t r = 0; r < mr; r++)
+                for (int64_t i = 0; i < rows; i++)
                     for (int64_t j = 0; j < p->cols; j++) {
-                        T *to = y + k * area + j * p->tx;
+                        T *to = y + r * area + i * p->ty * p->YW + j * p->tx;
                         *to = FN(activate)(*to, p->activation);
                     }
-        }
     }
 }
 

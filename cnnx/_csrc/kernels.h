@@ -68,6 +68,10 @@ typedef struct {
     int64_t m_block, m_blocks, k_block, k_blocks;
     int64_t tasks;
     size_t scratch;
+    /* winograd: a piece is a chunk of tiles, `partial` holds `shared` elements: the planes of one chunk and
+     * of one group, and the sums over chunks. The caller steps through groups and chunks. */
+    int64_t group, chunk, sum_rows, sum_cols, data_plane, grad_plane, sum_plane;
+    size_t shared;
 } cnnx_conv_weight;
 
 /* out = act(a @ b + bias): a is (M, K), b is (K, N), out is (M, N) contiguous. Element (i, j) of a
@@ -139,6 +143,10 @@ typedef struct {
      * refuses the problem. winograd_weights runs in place of pack_weights. */
     int (*winograd_plan)(cnnx_conv *, int threads);
     cnnx_task winograd_weights, winograd;
+    /* Weight gradient by F(3x3, 4x4): for each group and chunk the planes (C + M tasks), then the products
+     * (36 tasks); after the last chunk the kernels (M tasks). */
+    int (*winograd_weight_plan)(cnnx_conv_weight *);
+    cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out;
     /* The same without packing pixels; 0 where no tap exists. */
     int (*direct_plan)(cnnx_conv *);
     cnnx_task direct;

@@ -57,6 +57,21 @@ static ALWAYS_INLINE void FN(weight_1d)(const V8 *g, V8 *u)
     u[5] = g[2];
 }
 
+/* One dimension of G y for the weight gradient, where the 4 pixels of the output's gradient are the filter. */
+static ALWAYS_INLINE void FN(grad_1d)(const V8 *g, V8 *u)
+{
+    const V8 even_a = (1 / NORM_A) * g[0] + (WA2 / NORM_A) * g[2];
+    const V8 odd_a = (WA / NORM_A) * g[1] + (WA * WA2 / NORM_A) * g[3];
+    const V8 even_b = (1 / NORM_B) * g[0] + (WB2 / NORM_B) * g[2];
+    const V8 odd_b = (WB / NORM_B) * g[1] + (WB * WB2 / NORM_B) * g[3];
+    u[0] = (1 / NORM_0) * g[0];
+    u[1] = even_a + odd_a;
+    u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = g[3];
+}
+
 /* One dimension of A' m. */
 static ALWAYS_INLINE void FN(out_1d)(const V8 *m, V8 *y)
 {
@@ -89,7 +104,7 @@ static ALWAYS_INLINE void FN(transpose_8x6)(const float *rows, V8 *col)
 }
 
 /* Refuses (0) what is not a 3x3 kernel of stride and dilation 1 onto a dense image. */
-static int FN(winograd_plan)(cnnx_conv *p, int threads)
+static int FN(winograd_tiles)(cnnx_conv *p)
 {
     if (p->taps != 9 || p->sh != 1 || p->sw != 1 || p->ty != 1 || p->tx != 1) return 0;
     int64_t top = p->dh[0] < p->dh[8] ? p->dh[0] : p->dh[8];
@@ -106,6 +121,21 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads)
     p->tile_rows = (p->rows + 3) / 4;
     p->tile_cols = (p->cols + 3) / 4;
     p->pixels = p->N * p->tile_rows * p->tile_cols;
+    p->image_width = 4 * p->tile_cols + 8;
+    return 1;
+}
+
+/* Floats for the rows that a block of tiles reads: they lie in at most block/tile_cols + 2 rows of tiles, and
+ * each image adds two rows of pixels. */
+static int64_t FN(strip_size)(const cnnx_conv *p, int64_t block)
+{
+    const int64_t rows = 4 * (block / p->tile_cols + 2) + 2 * (block / (p->tile_rows * p->tile_cols) + 2);
+    return (rows * p->image_width + 8 + 15) / 16 * 16;
+}
+
+static int FN(winograd_plan)(cnnx_conv *p, int threads)
+{
+    if (!FN(winograd_tiles)(p)) return 0;
     p->panels = (p->M + MR - 1) / MR;
     p->plane = p->panels * p->C * MR + PLANE_PAD;
     p->packed_size = p->groups * 36 * p->plane;
@@ -127,14 +157,11 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads)
     p->m_block = (p->panels + split - 1) / split;
     p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
     p->tasks = p->groups * p->blocks * p->m_blocks;
-    p->image_width = 4 * p->tile_cols + 8;
-    /* Tiles of a block lie in at most block/tile_cols + 2 rows of tiles, or each in an image of its own. */
-    const int64_t strip = (4 * (p->block / p->tile_cols + 2) + 2 * (p->block / (p->tile_rows * p->tile_cols) + 2));
-    p->image_size = strip * p->image_width + 8;
+    p->image_size = FN(strip_size)(p, p->block);
     p->scratch = ((size_t)(36 * (p->C * p->block + PLANE_PAD)) +
                   (size_t)(36 * (p->m_block * MR * p->block + PLANE_PAD)) + (size_t)p->image_size) *
                      sizeof(float) +
-                 (size_t)p->block * 2 * sizeof(int64_t);
+                 (size_t)p->block * sizeof(int64_t);
     return 1;
 }
 
@@ -192,20 +219,23 @@ static void FN(copy_strip)(const cnnx_conv *p, const float *x, int64_t r0, int64
     }
 }
 
-/* V = B' d B of tiles q0 .. q0+tiles-1 and all channels of group g: v[pos][panel][c][lane]. */
-static void FN(winograd_data)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t tiles, float *v,
-                              int64_t plane, float *image, int64_t *at)
+/* The 36 transformed planes of tiles q0 .. q0+tiles-1, channels c0 .. c1-1 of group g: v[pos][panel][c][lane].
+ * Either B' d B of the 6x6 input tiles, or G' y G of 4x4 tiles of the output's gradient (`grad`). */
+static ALWAYS_INLINE void
+FN(winograd_planes)(const cnnx_conv *p, const int grad, int64_t g, int64_t c0, int64_t c1, int64_t q0,
+                    int64_t tiles, float *v, int64_t plane, float *image, int64_t *at)
 {
     const int64_t per_image = p->tile_rows * p->tile_cols;
-    for (int64_t c = 0; c < p->C; c++) {
+    for (int64_t c = c0; c < c1; c++) {
         float *strip = image;
         for (int64_t q = q0; q < q0 + tiles;) {
             const int64_t n = q / per_image, first = q % per_image;
             int64_t last = first + (q0 + tiles - q); /* one past */
             if (last > per_image) last = per_image;
             const int64_t r0 = first / p->tile_cols, r1 = (last + p->tile_cols - 1) / p->tile_cols;
-            FN(copy_strip)(p, (const float *)p->x + ((n * p->groups + g) * p->C + c) * p->H * p->W, r0, r1, strip);
-            if (c == 0)
+            const float *x = (const float *)p->x + ((n * p->groups + g) * p->C + c) * p->H * p->W;
+            FN(copy_strip)(p, x, r0, r1, strip);
+            if (c == c0)
                 for (int64_t t = first; t < last; t++)
                     at[q - q0 + t - first] = (strip - image) + 4 * (t / p->tile_cols - r0) * p->image_width +
                                              4 * (t % p->tile_cols);
@@ -217,19 +247,27 @@ static void FN(winograd_data)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t
             for (int64_t l = 0; l < 8; l++) {
                 const float *d = image + at[t + l < tiles ? t + l : tiles - 1];
                 V8 in[6], out[6];
-                UNROLL for (int r = 0; r < 6; r++) in[r] = LOAD8(d + r * p->image_width);
-                FN(data_1d)(in, out);
+                UNROLL for (int r = 0; r < (grad ? 4 : 6); r++) in[r] = LOAD8(d + r * p->image_width);
+                if (grad) FN(grad_1d)(in, out);
+                else FN(data_1d)(in, out);
                 UNROLL for (int r = 0; r < 6; r++) STORE8(rows[r][l], out[r]);
             }
             float *to = v + (t / NR * p->C + c) * NR + t % NR;
             for (int r = 0; r < 6; r++) {
                 V8 col[6], out[6];
                 FN(transpose_8x6)(rows[r][0], col);
-                FN(data_1d)(col, out);
+                if (grad) FN(grad_1d)(col, out);
+                else FN(data_1d)(col, out);
                 UNROLL for (int k = 0; k < 6; k++) STORE8(to + (r * 6 + k) * plane, out[k]);
             }
         }
     }
+}
+
+static NOINLINE void FN(winograd_data)(const cnnx_conv *p, int64_t g, int64_t c0, int64_t c1, int64_t q0,
+                                       int64_t tiles, float *v, int64_t plane, float *image, int64_t *at)
+{
+    FN(winograd_planes)(p, 0, g, c0, c1, q0, tiles, v, plane, image, at);
 }
 
 /* Y = A' m A of one output channel for tiles q0 .., with bias and activation. m: products[pos] + tile. */
@@ -289,10 +327,10 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
     const int64_t last_panel = first_panel + p->m_block < p->panels ? first_panel + p->m_block : p->panels;
     const int64_t v_plane = p->C * p->block + PLANE_PAD, m_plane = p->m_block * MR * p->block + PLANE_PAD;
     float *v = scratch, *products = v + 36 * v_plane, *image = products + 36 * m_plane;
-    int64_t *at = (int64_t *)(image + (p->image_size + 1) / 2 * 2);
+    int64_t *at = (int64_t *)(image + p->image_size);
     const float *u = (const float *)p->packed + g * 36 * p->plane;
 
-    FN(winograd_data)(p, g, q0, tiles, v, v_plane, image, at);
+    FN(winograd_data)(p, g, 0, p->C, q0, tiles, v, v_plane, image, at);
     for (int pos = 0; pos < 36; pos++)
         for (int64_t c0 = 0; c0 < p->C; c0 += KC) {
             const int64_t kc = p->C - c0 < KC ? p->C - c0 : KC;
@@ -305,4 +343,121 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
         }
     for (int64_t m = first_panel * MR; m < last_panel * MR && m < p->M; m++)
         FN(winograd_out)(p, g, m, q0, tiles, products + (m - first_panel * MR) * p->block, m_plane);
+}
+
+/* Weight gradient by F(3x3, 4x4), the same points with the roles changed:
+ *
+ *   dW = A' [ sum over tiles of (G y G') . (B' d B) ] A     with y the 4x4 tile of the output's gradient
+ *
+ * Tiles go through in chunks of `piece`: first all channels of x and of the gradient are transformed, then
+ * each position adds one matrix product over the tiles of the chunk. The sums run over chunks in order.
+ */
+static int FN(winograd_weight_plan)(cnnx_conv_weight *w)
+{
+    cnnx_conv *p = &w->conv;
+    if (!FN(winograd_tiles)(p)) return 0;
+    p->depth = p->C * 9;
+    w->sum_rows = (p->M + MR - 1) / MR * MR;
+    w->sum_cols = (p->C + NR - 1) / NR * NR;
+    const int64_t sums = 36 * (w->sum_rows * w->sum_cols + PLANE_PAD);
+    if (sums > 12 << 20) return 0; /* 48 MiB: the bound on scratch */
+    /* Both transforms of a chunk in a part of the third level, 8 MiB. */
+    int64_t piece = (2 << 20) / (36 * (p->M + p->C)) / NR * NR;
+    if (piece < NR) piece = NR;
+    if (piece > 480 / NR * NR) piece = 480 / NR * NR;
+    if (piece > p->pixels) piece = (p->pixels + NR - 1) / NR * NR;
+    w->piece = piece;
+    w->pieces = (p->pixels + piece - 1) / piece;
+    w->data_plane = p->C * piece + PLANE_PAD;
+    w->grad_plane = p->M * piece + PLANE_PAD;
+    w->sum_plane = w->sum_rows * w->sum_cols + PLANE_PAD;
+    w->shared = (size_t)(36 * (w->data_plane + w->grad_plane + w->sum_plane));
+    p->image_size = FN(strip_size)(p, piece);
+    const size_t strip = (size_t)p->image_size * sizeof(float) + (size_t)piece * sizeof(int64_t);
+    const size_t panels = (size_t)(piece * (w->sum_rows + NR)) * sizeof(float);
+    w->scratch = strip > panels ? strip : panels;
+    return 1;
+}
+
+/* task < C + M: one channel of x, or of the gradient, in the chunk. */
+static void FN(winograd_weight_planes)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_conv_weight *w = problem;
+    const cnnx_conv *p = &w->conv;
+    const int64_t q0 = w->chunk * w->piece, tiles = p->pixels - q0 < w->piece ? p->pixels - q0 : w->piece;
+    float *image = scratch, *data = w->partial, *grad = data + 36 * w->data_plane;
+    int64_t *at = (int64_t *)(image + p->image_size);
+    if (task < p->C) {
+        FN(winograd_planes)(p, 0, w->group, task, task + 1, q0, tiles, data, w->data_plane, image, at);
+        return;
+    }
+    cnnx_conv y = *p; /* the gradient as an image of its own, with no border */
+    y.x = p->y;
+    y.C = p->M;
+    y.H = p->rows;
+    y.W = p->cols;
+    y.top = y.left = 0;
+    FN(winograd_planes)(&y, 1, w->group, task - p->C, task - p->C + 1, q0, tiles, grad, w->grad_plane, image, at);
+}
+
+/* task < 36: one position's sums += its gradient planes times its data planes. */
+static void FN(winograd_weight_product)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_conv_weight *w = problem;
+    const cnnx_conv *p = &w->conv;
+    const int64_t q0 = w->chunk * w->piece, tiles = p->pixels - q0 < w->piece ? p->pixels - q0 : w->piece;
+    const float *data = (const float *)w->partial + task * w->data_plane;
+    const float *grad = (const float *)w->partial + 36 * w->data_plane + task * w->grad_plane;
+    float *sums = (float *)w->partial + 36 * (w->data_plane + w->grad_plane) + task * w->sum_plane;
+    float *panel = scratch, *rows = panel + w->piece * NR;
+    for (int64_t m = 0; m < p->M; m += MR)
+        for (int64_t t = 0; t < tiles; t += NR)
+            FN(pack_panel)(grad + (t / NR * p->M + m) * NR, NR, 1, p->M - m < MR ? p->M - m : MR,
+                           tiles - t < NR ? tiles - t : NR, MR, rows + (m * tiles + t * MR));
+    for (int64_t c = 0; c < p->C; c += NR) {
+        for (int64_t t = 0; t < tiles; t += NR)
+            FN(pack_panel)(data + (t / NR * p->C + c) * NR, NR, 1, p->C - c < NR ? p->C - c : NR,
+                           tiles - t < NR ? tiles - t : NR, NR, panel + t * NR);
+        for (int64_t k = 0; k < tiles; k += KC) {
+            const int64_t kc = tiles - k < KC ? tiles - k : KC;
+            for (int64_t m = 0; m < p->M; m += MR)
+                FN(gemm_full)(kc, rows + m * tiles + k * MR, panel + k * NR, sums + m * w->sum_cols + c,
+                              w->sum_cols, NULL, w->chunk == 0 && k == 0, 0, CNNX_NONE);
+        }
+    }
+}
+
+/* One dimension of A' m for a 3-tap result. */
+static ALWAYS_INLINE void FN(taps_1d)(const V8 *m, V8 *y)
+{
+    const V8 pa = m[1] + m[2], qa = m[1] - m[2], pb = m[3] + m[4], qb = m[3] - m[4];
+    y[0] = m[0] + pa + pb;
+    y[1] = WA * qa + WB * qb;
+    y[2] = WA2 * pa + WB2 * pb + m[5];
+}
+
+/* task < M: the 3x3 kernels of one output channel from their sums. */
+static void FN(winograd_weight_out)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_conv_weight *w = problem;
+    const cnnx_conv *p = &w->conv;
+    (void)scratch;
+    const float *sums = (const float *)w->partial + 36 * (w->data_plane + w->grad_plane) + task * w->sum_cols;
+    float *out = (float *)w->grad + (w->group * p->M + task) * p->C * 9;
+    for (int64_t c = 0; c < p->C; c += 8) {
+        V8 half[3][6], y[3];
+        float taps[9][8];
+        UNROLL for (int k = 0; k < 6; k++) {
+            V8 in[6];
+            UNROLL for (int r = 0; r < 6; r++) in[r] = LOAD8(sums + (r * 6 + k) * w->sum_plane + c);
+            FN(taps_1d)(in, y);
+            UNROLL for (int i = 0; i < 3; i++) half[i][k] = y[i];
+        }
+        UNROLL for (int i = 0; i < 3; i++) {
+            FN(taps_1d)(half[i], y);
+            UNROLL for (int j = 0; j < 3; j++) STORE8(taps[i * 3 + j], y[j]);
+        }
+        for (int64_t l = 0; l < 8 && c + l < p->C; l++)
+            for (int t = 0; t < 9; t++) out[(c + l) * 9 + p->tap[t]] = taps[t][l];
+    }
 }
