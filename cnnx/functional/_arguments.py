@@ -1,0 +1,250 @@
+"""The one boundary where arguments are checked and brought to the form that the backends trust.
+
+Each helper takes an argument with its name and either returns it in canonical form or raises a
+``TypeError`` or ``ValueError`` that says what came and what was expected. The quick way through
+each helper is short, because every call of the library takes it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnx import _dispatch
+from cnnx._shapes import Padding, Pair, Shape
+
+Array = NDArray[Any]
+IntOrPair = int | Sequence[int]
+PaddingLike = int | str | Sequence[int] | Sequence[Sequence[int]]
+# Of each array of a call: its name, its dimensions (None: any), their layout, and whether it must
+# be given.
+Signature = tuple[tuple[str, int | None, str, bool], ...]
+
+IMAGES = "(N, C, H, W)"
+_LARGEST = 2**31 - 1  # so that sizes times strides stay within 64 bits
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_DTYPE_NAMES = {"f": "float32", "d": "float64"}
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def floats(signature: Signature, *values: object) -> Any:
+    """Bring the arrays of a call to one float dtype, C-contiguous, aligned and native.
+
+    float32 beside float64 becomes float64. Arrays that are in order already are returned as they
+    are, never copied; None stays None where it may be left out.
+    """
+    dtype = getattr(values[0], "dtype", None)
+    if dtype is not _FLOAT32 and dtype is not _FLOAT64:
+        return _to_floats(signature, values)
+    for (_, ndim, _, required), value in zip(signature, values, strict=True):
+        if value is None and not required:
+            continue
+        if not (
+            type(value) is np.ndarray
+            and value.dtype is dtype
+            and (value.ndim == ndim or ndim is None)
+            and value.flags.carray  # C-contiguous, aligned and writeable
+        ):
+            return _to_floats(signature, values)
+    return values
+
+
+def _to_floats(signature: Signature, values: tuple[object, ...]) -> tuple[Array | None, ...]:
+    """The long way of `floats`: check each array, and convert what is not in order."""
+    for (name, ndim, layout, required), value in zip(signature, values, strict=True):
+        if value is None and not required:
+            continue
+        if not isinstance(value, np.ndarray) or value.dtype.char not in _DTYPE_NAMES:
+            raise TypeError(_not_floats(name, value))
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array, expected a plain one: {name}.filled(0)")
+        if ndim is not None and value.ndim != ndim:
+            raise ValueError(f"{name} has shape {value.shape}, expected {ndim} dimensions {layout}")
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    dtype = np.float64 if any(array.dtype.char == "d" for array in arrays) else np.float32
+    return tuple(
+        np.require(value, dtype, ["C", "A", "E"]) if isinstance(value, np.ndarray) else None
+        for value in values
+    )
+
+
+def _not_floats(name: str, value: object) -> str:
+    if not isinstance(value, np.ndarray):
+        return f"{name} is {_described(value)}, expected a NumPy array of float32 or float64"
+    remedy = f"{name}.real" if value.dtype.kind == "c" else name
+    return (
+        f"{name} is an array of {value.dtype}, expected float32 or float64; "
+        f"cast it: {remedy}.astype(np.float32)"
+    )
+
+
+def _described(value: object) -> str:
+    """Return a value for an error message: short ones in full, long ones by their type."""
+    text = repr(value)
+    return f"{text} ({type(value).__name__})" if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def floating(name: str, value: object, shape: Shape | None = None) -> Array:
+    """Bring one array of floats to order, and check its shape if one is given."""
+    (array,) = floats(((name, None, "", True),), value)
+    if shape is not None:
+        require_shape(name, array, shape)
+    result: Array = array
+    return result
+
+
+def index_array(value: object, name: str, shape: Shape) -> Array:
+    """Bring an array of indices to C-contiguous, native int64."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+        what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else _described(value)
+        raise TypeError(f"{name} is {what}, expected a NumPy array of integers (int64)")
+    require_shape(name, value, shape)
+    if value.dtype.kind == "u" and value.dtype.itemsize == 8:
+        value = np.minimum(value, np.uint64(2**63 - 1))  # what does not fit stays out of range
+    return np.require(value, np.int64, ["C", "A", "E"])
+
+
+def require_shape(name: str, array: Array, shape: Shape, why: str = "") -> None:
+    """Raise unless the array has the shape."""
+    if array.shape != shape:
+        reason = f" ({why})" if why else ""
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}{reason}")
+
+
+def empty(shape: Shape, like: Array) -> Array:
+    """Return a new array for a result, of the dtype of `like`."""
+    out: Array = _dispatch.backend().empty(shape, _DTYPE_NAMES[like.dtype.char])
+    return out
+
+
+def output(out: object, shape: Shape, like: Array, *inputs: object) -> Array:
+    """Check the array a caller wants filled."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is {_described(out)}, expected a NumPy array")
+    if out.dtype != like.dtype or not out.dtype.isnative:
+        raise ValueError(f"out is an array of {out.dtype!r}, expected {like.dtype!r}")
+    require_shape("out", out, shape)
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise ValueError(
+            f"out has strides {out.strides} and writeable={out.flags.writeable}, expected a "
+            "writeable, aligned, C-contiguous array"
+        )
+    if any(isinstance(a, np.ndarray) and np.shares_memory(out, a) for a in inputs):
+        raise ValueError("out shares memory with an input, expected an array of its own")
+    return out
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def integer(value: object, name: str, least: int) -> int:
+    """Return an integer argument as an int."""
+    if type(value) is int and least <= value <= _LARGEST:
+        return value
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {_described(value)}, expected an integer")
+    if not least <= number <= _LARGEST:
+        raise ValueError(f"{name} is {number}, expected an integer from {least} to {_LARGEST}")
+    return number
+
+
+def _sequence(value: object) -> tuple[Any, ...] | None:
+    """Return the items of a list, tuple or array; None for anything else."""
+    if isinstance(value, tuple):
+        return value
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = value.tolist()
+    return tuple(value) if isinstance(value, list) else None
+
+
+def pair(value: object, name: str, least: int = 1, form: str = "(height, width)") -> Pair:
+    """Return an int, or two of them, as two."""
+    if type(value) is int and least <= value <= _LARGEST:
+        return value, value
+    if type(value) is tuple and len(value) == 2:
+        first, second = value
+        if type(first) is type(second) is int and least <= min(value) <= max(value) <= _LARGEST:
+            return first, second
+    items = _sequence(value)
+    if items is None:
+        number = integer(value, name, least)
+        return number, number
+    if len(items) != 2:
+        raise ValueError(f"{name} is {_described(value)}, expected an integer or {form}")
+    return integer(items[0], f"{name}[0]", least), integer(items[1], f"{name}[1]", least)
+
+
+def padding(value: object, name: str = "padding") -> Padding:
+    """Return any form of padding as (top, bottom, left, right), or as "same"."""
+    if type(value) is int and 0 <= value <= _LARGEST:
+        return value, value, value, value
+    if isinstance(value, str):
+        if value == "same":
+            return "same"
+        if value == "valid":
+            return 0, 0, 0, 0
+        raise ValueError(f"{name} is {value!r}, expected 'same' or 'valid' (or integers)")
+    items = _sequence(value)
+    if items is None:
+        number = integer(value, name, 0)
+        return number, number, number, number
+    if len(items) != 2:
+        raise ValueError(
+            f"{name} is {_described(value)}, expected an integer, (height, width), "
+            "((top, bottom), (left, right)), 'same' or 'valid'"
+        )
+    rows = pair(items[0], f"{name}[0]", 0, "(top, bottom)")
+    columns = pair(items[1], f"{name}[1]", 0, "(left, right)")
+    return rows + columns
+
+
+def images_shape(value: object, name: str) -> tuple[int, int, int, int]:
+    """Return the shape (N, C, H, W) of a forward pass's input."""
+    items = _sequence(value)
+    if items is None:
+        raise TypeError(f"{name} is {_described(value)}, expected a tuple {IMAGES}")
+    if len(items) != 4:
+        raise ValueError(f"{name} is {_described(value)}, expected 4 sizes {IMAGES}")
+    n, c, h, w = (integer(item, f"{name}[{axis}]", 0) for axis, item in enumerate(items))
+    return n, c, h, w
+
+
+def number(value: object, name: str, least: float = -np.inf) -> float:
+    """Return a real, finite number as a float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {_described(value)}, expected a number")
+    result = float(value)
+    if not (np.isfinite(result) and result >= least):
+        expected = "a finite number" + (f" of at least {least:g}" if least > -np.inf else "")
+        raise ValueError(f"{name} is {result}, expected {expected}")
+    return result
+
+
+def choice(value: object, name: str, choices: tuple[str | None, ...]) -> Any:
+    """Return one of a few names."""
+    if value is None or isinstance(value, str):
+        if value in choices:
+            return value
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+    raise TypeError(
+        f"{name} is {_described(value)}, expected one of {', '.join(map(repr, choices))}"
+    )
+
+
+def needed(need: object) -> tuple[bool, bool, bool]:
+    """Return which of three gradients are wanted."""
+    items = _sequence(need)
+    if items is None or len(items) != 3:
+        raise ValueError(f"need is {_described(need)}, expected three booleans (x, weight, bias)")
+    return bool(items[0]), bool(items[1]), bool(items[2])

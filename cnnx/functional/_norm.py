@@ -1,0 +1,158 @@
+"""Batch normalisation of images, and its gradients: pure functions, no running statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cnnx import _dispatch
+from cnnx.functional._arguments import IMAGES, Array, empty, floats, number, require_shape
+
+_PARAMETERS = tuple((name, 1, "(C,)", False) for name in ("weight", "bias", "mean", "var"))
+_FORWARD = (("x", 4, IMAGES, True), *_PARAMETERS)
+_BACKWARD = (
+    ("grad_out", 4, IMAGES, True),
+    ("x", 4, IMAGES, True),
+    _PARAMETERS[0],
+    *_PARAMETERS[2:],
+)
+
+
+def _check_shapes(x: Array, **parameters: Array | None) -> None:
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x has shape {x.shape}, expected every size but the batch's at least 1")
+    for name, array in parameters.items():
+        if array is not None:
+            require_shape(name, array, x.shape[1:2], "one number for each channel of x")
+    given = [name for name in ("mean", "var") if parameters[name] is not None]
+    if len(given) == 1:
+        raise ValueError(f"only {given[0]} is given, expected both mean and var or neither")
+
+
+def _batch_stats(x: Array) -> tuple[Array, Array]:
+    if not x.shape[0]:  # nothing to average
+        return np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
+    mean, var = empty(x.shape[1:2], x), empty(x.shape[1:2], x)
+    _dispatch.backend().batch_norm2d_stats(x, mean, var)
+    return mean, var
+
+
+def batch_norm2d(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    mean: Array | None = None,
+    var: Array | None = None,
+    eps: float = 1e-5,
+    return_stats: bool = False,
+) -> Any:
+    """Return (x - mean) / sqrt(var + eps) * weight + bias, channel by channel.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C, H, W)
+        The images, float32 or float64.
+    weight, bias : ndarray of shape (C,), optional
+        Scale and shift; without them 1 and 0.
+    mean, var : ndarray of shape (C,), optional
+        The statistics to normalise with; without them those of x itself, over images and pixels
+        (the biased variance).
+    eps : float
+        Added to the variance.
+    return_stats : bool
+        Also return mean and var.
+
+    Returns
+    -------
+    out : ndarray of shape (N, C, H, W)
+    mean, var : ndarray of shape (C,)
+        What x was normalised with; only with `return_stats`. Zeros for an empty batch without
+        given statistics.
+
+    Raises
+    ------
+    TypeError
+        If an array is not a NumPy array of float32 or float64, or eps no number.
+    ValueError
+        If shapes do not fit each other, only one of mean and var is given, or eps is negative.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> x = np.array([1.0, 3.0]).reshape(1, 1, 1, 2)
+    >>> out, mean, var = cnnx.batch_norm2d(x, eps=0.0, return_stats=True)
+    >>> out.ravel(), mean, var
+    (array([-1.,  1.]), array([2.]), array([1.]))
+    """
+    x, weight, bias, mean, var = floats(_FORWARD, x, weight, bias, mean, var)
+    _check_shapes(x, weight=weight, bias=bias, mean=mean, var=var)
+    eps = number(eps, "eps", 0)
+    if mean is None or var is None:
+        mean, var = _batch_stats(x)
+    out = empty(x.shape, x)
+    if x.shape[0]:
+        _dispatch.backend().batch_norm2d(x, weight, bias, mean, var, eps, out)
+    return (out, mean, var) if return_stats else out
+
+
+def batch_norm2d_backward(
+    grad_out: Array,
+    x: Array,
+    weight: Array | None = None,
+    mean: Array | None = None,
+    var: Array | None = None,
+    eps: float = 1e-5,
+    batch_stats: bool | None = None,
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of `batch_norm2d` with respect to x, weight and bias.
+
+    Parameters
+    ----------
+    grad_out : ndarray of shape (N, C, H, W)
+        Gradient of the loss with respect to the output.
+    x, weight, mean, var, eps
+        What `batch_norm2d` was given.
+    batch_stats : bool, optional
+        Whether mean and var depend on x, so that the gradient flows through them too. None: they
+        do when they are left out, and are constants when they are given. True with given ones:
+        they are those of x, kept from the forward, which saves computing them again.
+
+    Returns
+    -------
+    grad_x : ndarray of shape (N, C, H, W)
+    grad_weight, grad_bias : ndarray of shape (C,)
+        Also when the forward had no weight or bias: then those of a weight of 1 and a bias of 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm2d`; also if grad_out has not x's shape, or batch_stats is False and no
+        statistics are given.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> x = np.array([1.0, 3.0, 5.0]).reshape(3, 1, 1, 1)
+    >>> grad_out = np.ones_like(x)  # a shift of the output: the normalisation takes it away again
+    >>> grad_x, grad_weight, grad_bias = cnnx.batch_norm2d_backward(grad_out, x)
+    >>> grad_x.ravel(), grad_weight, grad_bias
+    (array([0., 0., 0.]), array([0.]), array([3.]))
+    """
+    grad_out, x, weight, mean, var = floats(_BACKWARD, grad_out, x, weight, mean, var)
+    _check_shapes(x, weight=weight, mean=mean, var=var)
+    require_shape("grad_out", grad_out, x.shape, "the shape of x")
+    eps = number(eps, "eps", 0)
+    from_batch = mean is None if batch_stats is None else bool(batch_stats)
+    if mean is None or var is None:
+        if not from_batch:
+            raise ValueError("batch_stats is False, expected mean and var to be given then")
+        mean, var = _batch_stats(x)
+    grad_x = empty(x.shape, x)
+    if not x.shape[0]:
+        return grad_x, np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
+    grad_weight, grad_bias = empty(x.shape[1:2], x), empty(x.shape[1:2], x)
+    _dispatch.backend().batch_norm2d_backward(
+        grad_out, x, weight, mean, var, eps, from_batch, grad_x, grad_weight, grad_bias
+    )
+    return grad_x, grad_weight, grad_bias
