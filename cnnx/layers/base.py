@@ -1,0 +1,256 @@
+"""What every layer shares: arrays by name, modes, what backward needs, and the state as a dict.
+
+:class:`Layer` is a convenience, not a requirement: wherever the library takes a layer it takes any
+object with ``forward`` and ``backward`` (:class:`LayerLike`). Where such an object has ``params``,
+``grads`` or ``buffers``, dicts of arrays, they are trained and saved like those of any layer; the
+functions of this file that take a layer therefore never assume more than that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+L = TypeVar("L", bound="Layer")
+
+_DTYPES = (np.dtype("float32"), np.dtype("float64"))
+
+
+class LayerLike(Protocol):
+    """The least that counts as a layer."""
+
+    def forward(self, x: Any, /) -> Any:
+        """Return the output for an input."""
+
+    def backward(self, grad_out: Any, /) -> Any:
+        """Return the gradient of the last forward's input."""
+
+
+class Layer(ABC):
+    """Base class of the layers; subclass it, or write any class with forward and backward.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        What is trained. Change the arrays in place, or replace them; the next call honours it.
+    grads : dict of str to ndarray
+        The gradients of the last backward, under the names of `params`; zeros before the first.
+    buffers : dict of str to ndarray
+        State that is saved and not trained, such as BatchNorm2D's running statistics.
+    training : bool
+        Set by :meth:`train` and :meth:`eval`; only BatchNorm2D and Dropout behave differently.
+    frozen : bool
+        Set by :meth:`freeze`: the parameters are promised not to change.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> class Scale(cnnx.Layer):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.params["factor"] = np.ones(1)
+    ...
+    ...     def forward(self, x):
+    ...         self.x = x
+    ...         return self.params["factor"] * x
+    ...
+    ...     def backward(self, grad_out):
+    ...         self.grads["factor"] = np.array([(grad_out * self.x).sum()])
+    ...         return self.params["factor"] * grad_out
+    >>> layer = Scale()
+    >>> layer.params["factor"] *= 3
+    >>> layer(np.array([1.0, 2.0]))
+    array([3., 6.])
+    >>> layer.state_dict()
+    {'factor': array([3.])}
+    """
+
+    params: dict[str, Array]
+    grads: dict[str, Array]
+    buffers: dict[str, Array]
+    training = True
+    frozen = False
+    _saved: tuple[Any, ...] | None = None
+
+    def __init__(self) -> None:
+        self.params = {}
+        self.grads = {}
+        self.buffers = {}
+
+    @abstractmethod
+    def forward(self, x: Array) -> Array:
+        """Return the layer's output for `x`."""
+
+    @abstractmethod
+    def backward(self, grad_out: Array) -> Array:
+        """Return the gradient of the last forward's input, and fill `grads`.
+
+        Parameters
+        ----------
+        grad_out : ndarray
+            The gradient of the loss by the output of the last :meth:`forward`, in its shape.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no forward.
+        """
+
+    def __call__(self, x: Array) -> Array:
+        """Return the layer's output for `x`: the same as :meth:`forward`."""
+        return self.forward(x)
+
+    def children(self) -> dict[str, Any]:
+        """Return the layers inside this one by name; a plain layer has none."""
+        return {}
+
+    def train(self: L) -> L:
+        """Switch to training behaviour, and unfreeze; return the layer."""
+        self.training = True
+        self.frozen = False
+        return self._tell_children("train")
+
+    def eval(self: L) -> L:
+        """Switch to the behaviour of use after training; return the layer."""
+        self.training = False
+        return self._tell_children("eval")
+
+    def freeze(self: L) -> L:
+        """Switch to :meth:`eval`, and promise that the parameters will not change.
+
+        A frozen layer may keep what it derives from its weights from one call to the next, so
+        changes in place need not show until :meth:`unfreeze` or :meth:`train`.
+        """
+        self.training = False
+        self.frozen = True
+        return self._tell_children("freeze")
+
+    def unfreeze(self: L) -> L:
+        """Take the promise of :meth:`freeze` back, and stay in the present mode."""
+        self.frozen = False
+        return self._tell_children("unfreeze")
+
+    def astype(self: L, dtype: str | np.dtype[Any] | type[np.floating[Any]]) -> L:
+        """Convert the parameters, gradients and buffers to a dtype; return the layer.
+
+        Parameters
+        ----------
+        dtype : {"float32", "float64"}
+            Where it changes something, the arrays are new ones.
+        """
+        convert(self, checked_dtype(dtype))
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all parameters and buffers by name, such as ``"0.weight"``."""
+        return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy arrays by name into the parameters and buffers, or change nothing.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            As :meth:`state_dict` returns it; values are cast to the layer's dtypes.
+        strict : bool
+            False ignores names that are missing here or there. Shapes must agree all the same.
+
+        Raises
+        ------
+        ValueError
+            If names are missing or unexpected, or shapes differ. All of them are listed, and the
+            layer is as it was.
+        TypeError
+            If an array's dtype cannot become the layer's, complex numbers for example.
+        """
+        load_state(self, state, strict)
+
+    def _tell_children(self: L, method: str) -> L:
+        for child in self.children().values():
+            if hasattr(child, method):
+                getattr(child, method)()
+        return self
+
+    def _recall(self) -> tuple[Any, ...]:
+        """What forward left for backward in `_saved`."""
+        if self._saved is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward came before forward: there is no input yet "
+                "whose gradient it could compute"
+            )
+        return self._saved
+
+    def __repr__(self) -> str:
+        """The constructor's arguments, those that differ from their defaults."""
+        values = {**vars(self), "bias": "bias" in self.params}
+        shown = []
+        for name, parameter in signature(type(self)).parameters.items():
+            value = values.get(name, parameter.default)
+            if name != "rng" and value != parameter.default:
+                text = value.name if isinstance(value, np.dtype) else value
+                shown.append(f"{name}={text!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def checked_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of a layer's arrays, or say which there are."""
+    try:
+        result: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        result = np.dtype(object)
+    if result not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'float64'")
+    return result
+
+
+def arrays_of(layer: Any, kind: str) -> dict[str, Array]:
+    """Return a layer's `params`, `grads` or `buffers`; empty where it has no such dict."""
+    return getattr(layer, kind, {})
+
+
+def state_of(layer: Any) -> dict[str, Array]:
+    """Return copies of the parameters and buffers of anything that counts as a layer."""
+    own = {**arrays_of(layer, "params"), **arrays_of(layer, "buffers")}
+    return {name: np.array(array, order="C") for name, array in own.items()}
+
+
+def load_state(layer: Any, state: Mapping[str, Any], strict: bool = True) -> None:
+    """Do what :meth:`Layer.load_state_dict` says, for anything that counts as a layer."""
+    own = {**arrays_of(layer, "params"), **arrays_of(layer, "buffers")}
+    arrays = {name: np.asarray(state[name]) for name in own if name in state}
+    faults = [
+        f"{name!r} has shape {array.shape}, expected {own[name].shape}"
+        for name, array in arrays.items()
+        if array.shape != own[name].shape
+    ]
+    if strict:
+        faults += [f"{name!r} is missing" for name in own if name not in state]
+        faults += [f"{name!r} is unexpected" for name in state if name not in own]
+    if faults:
+        raise ValueError("state does not fit the layer: " + "; ".join(faults))
+    for name, array in arrays.items():
+        if not np.can_cast(array.dtype, own[name].dtype, "same_kind"):
+            raise TypeError(
+                f"state[{name!r}] has dtype {array.dtype}, which cannot become {own[name].dtype}"
+            )
+    for name, array in arrays.items():
+        own[name][...] = array
+
+
+def convert(layer: Any, dtype: np.dtype[Any]) -> None:
+    """Do what :meth:`Layer.astype` says, for anything that counts as a layer."""
+    children = layer.children() if hasattr(layer, "children") else {}
+    for child in children.values():
+        convert(child, dtype)
+    if not children:
+        for kind in ("params", "grads", "buffers"):
+            arrays = arrays_of(layer, kind)
+            arrays.update({name: array.astype(dtype) for name, array in arrays.items()})
+    if hasattr(layer, "dtype"):
+        layer.dtype = dtype

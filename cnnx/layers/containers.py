@@ -1,0 +1,216 @@
+"""Layers made of layers: one after the other, and around a shortcut.
+
+Parameters, gradients and buffers of a container are those of its children, under names that say
+where they are: ``"0.weight"``, ``"body.1.running_mean"``. They are the very same arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
+
+
+class Container(Layer):
+    """Base class of layers that consist of others: define children, forward and backward.
+
+    Call ``super().__init__()`` once the children are there.
+
+    Raises
+    ------
+    TypeError
+        If a child has no forward and backward.
+    ValueError
+        If one layer is used in two places.
+    """
+
+    def __init__(self) -> None:
+        # Without Layer's: the dicts are put together from the children's on each access.
+        seen: dict[int, str] = {}
+        for name, layer in _walk(self):
+            if id(layer) in seen:
+                raise ValueError(
+                    f"{type(self).__name__}: layer {name} is layer {seen[id(layer)]} again; make "
+                    "two, for a layer keeps what its backward needs of one forward only"
+                )
+            seen[id(layer)] = name
+
+    @property
+    def params(self) -> dict[str, Array]:  # type: ignore[override]
+        """The parameters of all children; assigning to a name writes into the child's array."""
+        return self._gather("params")
+
+    @property
+    def grads(self) -> dict[str, Array]:  # type: ignore[override]
+        """The gradients of all children."""
+        return self._gather("grads")
+
+    @property
+    def buffers(self) -> dict[str, Array]:  # type: ignore[override]
+        """The buffers of all children."""
+        return self._gather("buffers")
+
+    def _gather(self, kind: str) -> dict[str, Array]:
+        return _Gathered(
+            (f"{prefix}.{name}", array)
+            for prefix, child in self.children().items()
+            for name, array in arrays_of(child, kind).items()
+        )
+
+    def __repr__(self) -> str:
+        """One child a line."""
+        lines = [f"{name}: {child!r}" for name, child in self.children().items()]
+        body = "".join(f"\n{line}" for line in lines).replace("\n", "\n  ")
+        return f"{type(self).__name__}({body}\n)" if lines else f"{type(self).__name__}()"
+
+
+class Sequential(Container):
+    """Layers one after the other: the output of each is the input of the next.
+
+    Parameters
+    ----------
+    *layers : layers
+        Anything with forward and backward. Children are named "0", "1", ...
+
+    Attributes
+    ----------
+    layers : list
+        The layers in their order; ``model[0]``, ``len(model)`` and loops work too.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> model = cnnx.Sequential(
+    ...     cnnx.Conv2D(1, 4, 3, activation="relu"),
+    ...     cnnx.MaxPool2D(2),
+    ...     cnnx.Flatten(),
+    ...     cnnx.Dense(36, 10),
+    ... )
+    >>> out = model(np.zeros((5, 1, 8, 8), np.float32))
+    >>> out.shape
+    (5, 10)
+    >>> model.backward(np.ones_like(out)).shape
+    (5, 1, 8, 8)
+    >>> list(model.grads)
+    ['0.weight', '0.bias', '3.weight', '3.bias']
+    """
+
+    def __init__(self, *layers: LayerLike) -> None:
+        self.layers = list(layers)
+        super().__init__()
+
+    def children(self) -> dict[str, Any]:
+        """Return the layers by number."""
+        return {str(number): layer for number, layer in enumerate(self.layers)}
+
+    def forward(self, x: Array) -> Array:
+        """Return the last layer's output."""
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, grad_out: Array) -> Array:
+        """Return the gradient of the first layer's input; every layer fills its grads."""
+        for layer in reversed(self.layers):
+            grad_out = layer.backward(grad_out)
+        return grad_out
+
+    def __getitem__(self, number: int) -> Any:
+        """Return a layer by its number."""
+        return self.layers[number]
+
+    def __len__(self) -> int:
+        """Return how many layers there are."""
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the layers in their order."""
+        return iter(self.layers)
+
+
+class Residual(Container):
+    """A body with a way around it: out = body(x) + shortcut(x), and x itself without a shortcut.
+
+    Parameters
+    ----------
+    body : layer
+        Anything with forward and backward.
+    shortcut : layer or None
+        Brings x to the shape of the body's output, where they differ; None adds x as it is.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> block = cnnx.Residual(cnnx.ReLU())
+    >>> block(np.array([-1.0, 2.0]))
+    array([-1.,  4.])
+    >>> block.backward(np.array([1.0, 1.0]))
+    array([1., 2.])
+    """
+
+    def __init__(self, body: LayerLike, shortcut: LayerLike | None = None) -> None:
+        self.body = body
+        self.shortcut = shortcut
+        super().__init__()
+
+    def children(self) -> dict[str, Any]:
+        """Return body and, where there is one, shortcut."""
+        both = {"body": self.body, "shortcut": self.shortcut}
+        return {name: layer for name, layer in both.items() if layer is not None}
+
+    def forward(self, x: Array) -> Array:
+        """Return body(x) + shortcut(x); their shapes must agree."""
+        main: Array = self.body.forward(x)
+        way: Array = x if self.shortcut is None else self.shortcut.forward(x)
+        if main.shape != way.shape:  # NumPy would broadcast
+            source = "x" if self.shortcut is None else "shortcut(x)"
+            raise ValueError(
+                f"body(x) has shape {main.shape} and {source} has shape {way.shape}, expected the "
+                "same"
+            )
+        out: Array = main + way
+        return out
+
+    def backward(self, grad_out: Array) -> Array:
+        """Return the sum of the gradients of both ways."""
+        main: Array = self.body.backward(grad_out)
+        way: Array = grad_out if self.shortcut is None else self.shortcut.backward(grad_out)
+        grad_x: Array = main + way
+        return grad_x
+
+
+class _Gathered(dict[str, Array]):
+    """The children's arrays under their full names.
+
+    Assigning writes into the child's array, so that ``params[name] = params[name] - step`` does
+    what it does on a plain layer. Copies are plain dicts.
+    """
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self[name][...] = value
+
+    def update(self, other: Mapping[str, Any]) -> None:  # type: ignore[override]
+        for name, value in other.items():
+            self[name] = value
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Array]]]:
+        return dict, (dict(self),)
+
+
+def _walk(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All layers inside a layer with their names, checked to be layers."""
+    children = layer.children() if hasattr(layer, "children") else {}
+    for name, child in children.items():
+        if isinstance(child, type):
+            raise TypeError(
+                f"layer {prefix}{name} is the class {child.__name__}, expected an object of it"
+            )
+        for method in ("forward", "backward"):
+            if not callable(getattr(child, method, None)):
+                raise TypeError(
+                    f"layer {prefix}{name} is a {type(child).__name__} without {method}(), "
+                    "expected an object with forward and backward"
+                )
+        yield prefix + name, child
+        yield from _walk(child, f"{prefix}{name}.")

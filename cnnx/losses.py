@@ -1,0 +1,180 @@
+"""Losses: one number for a prediction and its target, and the gradient of that number.
+
+``loss.forward(pred, target)`` returns a float; ``loss.backward()`` the gradient of that float by
+`pred`, which is what the last layer's ``backward`` takes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnx import functional as F
+from cnnx.functional import _arguments as check
+from cnnx.functional._softmax import softmax_backward_from_output
+
+__all__ = ["MSELoss", "SoftmaxCrossEntropy"]
+
+Array = NDArray[Any]
+
+_SCORES = (("pred", 2, "(N, K)", True),)
+_PRED = (("pred", None, "", True),)
+_TARGET = (("target", None, "", True),)
+
+
+class _Loss(ABC):
+    """What the losses share: a call is a forward, and backward needs one."""
+
+    _saved: tuple[Array, Array] | None = None
+
+    @abstractmethod
+    def forward(self, pred: Array, target: Array) -> float:
+        """Return the loss."""
+
+    def __call__(self, pred: Array, target: Array) -> float:
+        """Return the loss: the same as :meth:`forward`."""
+        return self.forward(pred, target)
+
+    def _recall(self) -> tuple[Array, Array]:
+        if self._saved is None:
+            name = type(self).__name__
+            raise RuntimeError(f"{name}.backward came before forward: there is no loss yet")
+        return self._saved
+
+
+class SoftmaxCrossEntropy(_Loss):
+    """Cross-entropy of scores (logits) and classes, the mean over the batch.
+
+    ::
+
+        loss = - mean over n of sum over k of t[n, k] * log_softmax(pred)[n, k]
+
+    where t is the target as probabilities, and with label smoothing s of K classes
+    t = (1 - s) * target + s / K (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+
+    Parameters
+    ----------
+    label_smoothing : float
+        s, from 0 to 1.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> loss = cnnx.SoftmaxCrossEntropy()
+    >>> scores = np.log(np.array([[1.0, 3.0], [1.0, 1.0]]))
+    >>> round(loss(scores, np.array([1, 0])), 4)  # mean of -log(3/4) and -log(1/2)
+    0.4904
+    >>> loss.backward()
+    array([[ 0.125, -0.125],
+           [-0.25 ,  0.25 ]])
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {label_smoothing!r}, expected 0 to 1")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, pred: Array, target: Array) -> float:
+        """Return the loss; 0 for an empty batch.
+
+        Parameters
+        ----------
+        pred : ndarray, shape (N, K), float32 or float64
+            Scores, not probabilities: the softmax is part of the loss.
+        target : ndarray, shape (N,) of any integer dtype, or (N, K)
+            The class of each image, 0 to K - 1; or a row of probabilities for each.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit, or a label is not a class.
+        TypeError
+            If `pred` is not float32 or float64, or labels are not integers.
+        """
+        (pred,) = check.floats(_SCORES, pred)
+        if pred.shape[1] == 0:
+            raise ValueError(f"pred has shape {pred.shape}, expected (N, K) with K classes")
+        wanted = _probabilities(np.asarray(target), pred)
+        if self.label_smoothing:
+            wanted = (1 - self.label_smoothing) * wanted + self.label_smoothing / pred.shape[1]
+        logs = F.log_softmax(pred)
+        self._saved = (logs, wanted)
+        # A class that is ruled out by a score of minus infinity costs nothing where none is wanted.
+        terms = np.multiply(wanted, logs, out=np.zeros_like(pred), where=wanted != 0)
+        return float(-terms.sum(dtype=np.float64) / max(len(pred), 1))
+
+    def backward(self) -> Array:
+        """Return grad_pred (N, K): (softmax(pred) - t) / N where the rows of t sum to 1."""
+        logs, wanted = self._recall()
+        return softmax_backward_from_output(wanted / -max(len(logs), 1), logs, axis=1, log=True)
+
+
+class MSELoss(_Loss):
+    """The mean squared error, over all elements: mean((pred - target)**2).
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> loss = cnnx.MSELoss()
+    >>> loss(np.array([[1.0, 2.0]]), np.array([[1.0, 5.0]]))
+    4.5
+    >>> loss.backward()
+    array([[ 0., -3.]])
+    """
+
+    def forward(self, pred: Array, target: Array) -> float:
+        """Return the loss; 0 for an empty batch.
+
+        Parameters
+        ----------
+        pred : ndarray of any shape, float32 or float64
+            The prediction.
+        target : ndarray of the same shape
+            What it should have been; taken in the dtype of `pred`.
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ; nothing is broadcast.
+        TypeError
+            If an array is not float32 or float64.
+        """
+        (pred,), (target,) = check.floats(_PRED, pred), check.floats(_TARGET, target)
+        check.require_shape("target", target, pred.shape)
+        error = pred - target.astype(pred.dtype, copy=False)
+        self._saved = (pred, error)
+        return float(np.square(error).sum(dtype=np.float64) / max(error.size, 1))
+
+    def backward(self) -> Array:
+        """Return grad_pred: 2 * (pred - target) / (number of elements)."""
+        _, error = self._recall()
+        return error * (2 / max(error.size, 1))
+
+
+def _probabilities(target: Array, pred: Array) -> Array:
+    """The target as a row of probabilities for each row of `pred`, in its dtype."""
+    if target.shape == pred.shape:
+        if target.dtype.kind not in "fiub":
+            raise TypeError(f"target has dtype {target.dtype}, expected probabilities")
+        return target.astype(pred.dtype)
+    count, classes = pred.shape
+    if target.shape != (count,):
+        raise ValueError(
+            f"target has shape {target.shape}, expected ({count},) labels or ({count}, {classes}) "
+            "probabilities"
+        )
+    if target.dtype.kind not in "iu":
+        raise TypeError(
+            f"target has dtype {target.dtype}, expected integer labels: target.astype(np.int64)"
+        )
+    wrong = np.flatnonzero((target < 0) | (target >= classes))
+    if wrong.size:
+        raise ValueError(
+            f"target[{wrong[0]}] is {target[wrong[0]]}, expected a class from 0 to {classes - 1}"
+        )
+    one_hot = np.zeros_like(pred)
+    one_hot[np.arange(count), target] = 1
+    return one_hot

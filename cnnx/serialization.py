@@ -1,0 +1,141 @@
+"""Models on disk: parameters and buffers by name, as safetensors or npz, never pickle.
+
+A file is written under a temporary name and takes its own when it is complete, so an interrupted
+save leaves the old file. A file is read whole and checked against the model before anything in the
+model changes.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnx._files import atomic_write
+from cnnx.layers.base import load_state, state_of
+
+__all__ = ["load", "save"]
+
+M = TypeVar("M")
+PathLike = str | os.PathLike[str]
+
+_SAFETENSORS = ".safetensors"
+
+
+def save(model: Any, path: PathLike) -> None:
+    """Write a model's parameters and buffers to a file.
+
+    Parameters
+    ----------
+    model : layer
+        Anything with `params`.
+    path : path
+        A name that ends in ``.safetensors`` is written in that format, which needs the package
+        of that name; any other name as NumPy's npz.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is wanted and not installed.
+    OSError
+        If the file cannot be written. A file that was there is as it was.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, cnnx
+    >>> model = cnnx.Sequential(cnnx.Dense(4, 2, rng=0))
+    >>> copy = cnnx.Sequential(cnnx.Dense(4, 2, rng=1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cnnx.save(model, f"{folder}/model.npz")
+    ...     copy = cnnx.load(f"{folder}/model.npz", copy)
+    >>> bool(np.array_equal(copy.params["0.weight"], model.params["0.weight"]))
+    True
+    """
+    state = model.state_dict() if hasattr(model, "state_dict") else state_of(model)
+    # Before the file is opened, so that a missing package leaves no trace.
+    safetensors = _safetensors() if _is_safetensors(path) else None
+    with atomic_write(path) as file:
+        if safetensors is not None:
+            file.write(safetensors.save(state))
+            return
+        # np.savez takes the names as keywords, and "file" is one of its own.
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in state.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def load(path: PathLike, model: M, strict: bool = True) -> M:
+    """Fill a model from a file that :func:`save` wrote, and return it.
+
+    Parameters
+    ----------
+    path : path
+        The file; read as safetensors if its name ends so, and as npz otherwise.
+    model : layer
+        A model of the same architecture; its arrays keep their dtype and are filled in place.
+    strict : bool
+        False ignores names that are missing in the file or in the model.
+
+    Returns
+    -------
+    layer
+        `model`.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or holds pickles, or its names or shapes are not the model's. The
+        model is as it was.
+    ImportError
+        If safetensors is wanted and not installed.
+    OSError
+        If the file cannot be read.
+
+    Notes
+    -----
+    Weights of PyTorch fit as they are, but for linear layers, whose weight is the transpose of
+    :class:`cnnx.Dense`'s, and ``num_batches_tracked``, which has no counterpart.
+    """
+    state = _read(path)
+    if hasattr(model, "load_state_dict"):
+        model.load_state_dict(state, strict)
+    else:
+        load_state(model, state, strict)
+    return model
+
+
+def _read(path: PathLike) -> dict[str, NDArray[Any]]:
+    safetensors = _safetensors() if _is_safetensors(path) else None
+    with open(path, "rb") as file:
+        try:
+            if safetensors is not None:
+                state: dict[str, NDArray[Any]] = safetensors.load(file.read())
+                return state
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a damaged or forged file can provoke nearly any
+            kind = "an npz" if safetensors is None else "a safetensors"
+            raise ValueError(f"{os.fspath(path)} is not {kind} file of arrays: {error}") from error
+
+
+def _is_safetensors(path: PathLike) -> bool:
+    return os.fspath(path).endswith(_SAFETENSORS)
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "files in the safetensors format need a package that is not installed: "
+            "pip install 'cnnx[demo]', or choose a name that ends in .npz"
+        ) from error
+    module: ModuleType = safetensors.numpy
+    return module
