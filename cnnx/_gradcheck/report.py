@@ -1,0 +1,111 @@
+"""What ``gradcheck`` found: one entry for each array, a verdict, and a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class GradcheckEntry:
+    """What was found for one array.
+
+    Attributes
+    ----------
+    name : str
+        "x" for a layer's input, else the parameter's name, such as "0.weight".
+    shape : tuple of int
+        Its shape.
+    checked : int
+        How many of its elements were moved alone; all of them together along random directions.
+    kinks : int
+        How many of these stood on a kink.
+    error : float
+        The worst relative error.
+    index : tuple of int or None
+        Where it is; None where there is no one element, but a sum is wrong.
+    analytic, numeric : float
+        The gradient claimed by backward and the measured one, there.
+    passed : bool
+        Whether the error is within the tolerance.
+    note : str
+        What else there is to say.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    checked: int = 0
+    kinks: int = 0
+    error: float = 0.0
+    index: tuple[int, ...] | None = None
+    analytic: float = float("nan")
+    numeric: float = float("nan")
+    passed: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class GradcheckReport:
+    """The result of :func:`gradcheck`: true when every gradient passed, a table when printed.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    entries : tuple of GradcheckEntry
+        One for each input and parameter; ``report["0.weight"]`` finds one by name.
+    rtol : float
+        The relative error that passes.
+    """
+
+    name: str
+    entries: tuple[GradcheckEntry, ...]
+    rtol: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gradient passed."""
+        return all(entry.passed for entry in self.entries)
+
+    @property
+    def worst(self) -> GradcheckEntry:
+        """The entry with the largest relative error."""
+        return max(self.entries, key=lambda entry: (not entry.passed, entry.error))
+
+    def __bool__(self) -> bool:
+        """Whether every gradient passed."""
+        return self.passed
+
+    def __getitem__(self, name: str) -> GradcheckEntry:
+        """Return the entry of an input or parameter."""
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        raise KeyError(f"{name!r} is not among {[entry.name for entry in self.entries]}")
+
+    def __str__(self) -> str:
+        """The table as text."""
+        heads = "gradient of|shape|checked|kinks|worst error|at|analytic|numeric|"
+        rows = [tuple(heads.split("|"))]
+        for e in self.entries:
+            where = "" if e.index is None else str(e.index)
+            shape = "x".join(map(str, e.shape)) or "number"
+            values = (f"{e.error:.1e}", where, f"{e.analytic:.9g}", f"{e.numeric:.9g}")
+            verdict = "ok" if e.passed else "WRONG"
+            size = int(np.prod(e.shape, dtype=np.int64))
+            rows.append((e.name, shape, f"{e.checked}/{size}", str(e.kinks), *values, verdict))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        verdict = "passed" if self.passed else "FAILED"
+        lines = [f"gradcheck of {self.name}: {verdict} (relative error at most {self.rtol:g})"]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [f"{entry.name}: {entry.note}" for entry in self.entries if entry.note]
+        return "\n".join(lines)
+
+
+class GradcheckError(AssertionError):
+    """Raised by ``gradcheck(..., raise_on_failure=True)``; its `report` says what is wrong."""
+
+    def __init__(self, report: GradcheckReport) -> None:
+        super().__init__(report)
+        self.report = report
