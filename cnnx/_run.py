@@ -1,0 +1,339 @@
+"""The loop behind :func:`cnnx.fit`, and its checkpoint.
+
+``Run.train`` goes through epochs and batches and tells a reporter of each; ``Run.save`` and
+``Run.restore`` are the checkpoint; :class:`CtrlC` lets a batch finish before an interrupt counts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnx._checkpoint import read_tree, write_tree
+from cnnx._progress import Reporter, Step
+from cnnx.layers import Layer
+from cnnx.losses import SoftmaxCrossEntropy
+
+Array = NDArray[Any]
+_VALIDATION_BATCH = 256  # enough to keep the threads busy, and little memory
+
+
+class Loss(Protocol):
+    """What :func:`fit` asks of a loss."""
+
+    def forward(self, pred: Array, target: Array) -> float: ...
+
+    def backward(self) -> Array: ...
+
+
+class Optimizer(Protocol):
+    """What :func:`fit` asks of an optimizer."""
+
+    lr: float
+
+    def step(self, layer: Any) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Schedule(Protocol):
+    """What :func:`fit` asks of a learning-rate schedule."""
+
+    def step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class History:
+    """What a training has seen: one number an epoch in each list.
+
+    Attributes
+    ----------
+    loss, accuracy : list of float
+        Means over the epoch's images, measured while the model learned. No accuracy where the
+        targets are not classes.
+    val_loss, val_accuracy : list of float
+        The same on the validation data after the epoch; empty where there are none.
+    lr : list of float
+        Learning rate at the end of the epoch.
+    seconds : list of float
+        Time spent in the epoch's batches. Not compared by ``==``, since no two runs take the same.
+
+    Examples
+    --------
+    >>> from cnnx import History
+    >>> History(loss=[1.5, 0.5]).loss[-1]
+    0.5
+    """
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    val_accuracy: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list, compare=False)
+
+
+@dataclass
+class Run:
+    """One training: its ingredients, and how far it has come."""
+
+    model: Layer
+    x: Array
+    y: Array
+    epochs: int
+    batch_size: int
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule | None
+    validation: tuple[Array, Array] | None
+    shuffle: bool
+    seed: int
+    callback: Callable[[Step], object] | None
+    checkpoint: str | os.PathLike[str] | None
+
+    history: History = field(default_factory=History)
+    epoch: int = 1  # the one under way
+    batch: int = 0  # how many of its batches are done
+    loss_sum: float = 0.0  # over the images of those batches
+    hits: int | None = 0  # likewise; None where there are no classes
+    seconds: float = 0.0  # spent on them
+    consistent: bool = True  # false from a batch's first change of state to its last
+
+    def train(self, report: Reporter, ctrl_c: CtrlC) -> None:
+        """Go on from the present position to the end of the last epoch."""
+        while self.epoch <= self.epochs:
+            self.model.train()
+            order = self._order()
+            while self.batch < self._batches():
+                self._train_batch(order[self.batch * self.batch_size :][: self.batch_size])
+                report.batch(self._step())
+                if self.callback is not None:
+                    self.callback(self._step())
+                ctrl_c.check()
+            self._end_epoch(report, ctrl_c)
+            if self.checkpoint is not None:
+                self.save()
+            ctrl_c.check()
+
+    def _batches(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def _order(self) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return np.arange(len(self.x))
+        # Epochs count from 1: NumPy takes the seed (n, 0) for n, the stream of somebody's weights.
+        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.x))
+
+    def _train_batch(self, chosen: NDArray[np.int64]) -> None:
+        started = time.perf_counter()
+        self.consistent = False
+        target = self.y[chosen]
+        out = self.model.forward(self.x[chosen])
+        loss = self.loss.forward(out, target)
+        hits = count_hits(out, target, self.loss)
+        self.model.backward(self.loss.backward())
+        self.optimizer.step(self.model)
+        if self.schedule is not None:
+            self.schedule.step()
+        self.batch += 1
+        self.loss_sum += float(loss) * len(chosen)
+        self.hits = None if self.hits is None or hits is None else self.hits + hits
+        self.seconds += time.perf_counter() - started
+        self.consistent = True
+
+    def _step(self) -> Step:
+        images = min(self.batch * self.batch_size, len(self.x))
+        return Step(
+            epoch=self.epoch,
+            epochs=self.epochs,
+            batch=self.batch,
+            batches=self._batches(),
+            loss=self.loss_sum / images,
+            accuracy=None if self.hits is None else self.hits / images,
+            images_per_second=images / self.seconds,
+        )
+
+    def _end_epoch(self, report: Reporter, ctrl_c: CtrlC) -> None:
+        step = self._step()
+        val_loss, val_accuracy = self._validate(ctrl_c)
+        for values, value in (
+            (self.history.loss, step.loss),
+            (self.history.accuracy, step.accuracy),
+            (self.history.val_loss, val_loss),
+            (self.history.val_accuracy, val_accuracy),
+            (self.history.lr, float(self.optimizer.lr)),
+            (self.history.seconds, self.seconds),
+        ):
+            if value is not None:
+                values.append(value)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss_sum, self.hits, self.seconds = 0.0, 0, 0.0
+        report.epoch(step, val_loss, val_accuracy)
+
+    def _validate(self, ctrl_c: CtrlC) -> tuple[float | None, float | None]:
+        if self.validation is None:
+            return None, None
+        x, y = self.validation
+        parts = []
+        for part in outputs(self.model, x, _VALIDATION_BATCH):
+            ctrl_c.check()  # changes no state, and is done again after a resume
+            parts.append(part)
+        out = np.concatenate(parts)
+        hits = count_hits(out, y, self.loss)
+        return float(self.loss.forward(out, y)), None if hits is None else hits / len(x)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        assert self.checkpoint is not None
+        tree = {
+            "training": self._identity(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "generators": {name: g.bit_generator.state for name, g in _generators(self.model)},
+            "history": asdict(self.history),
+            "position": {name: getattr(self, name) for name in _POSITION},
+        }
+        write_tree(self.checkpoint, tree)
+
+    def restore(self) -> None:
+        """Take the state of the checkpoint; ValueError where it is not of such a run."""
+        assert self.checkpoint is not None
+        tree = read_tree(self.checkpoint)
+        where = f"checkpoint {os.fspath(self.checkpoint)}"
+        mine, theirs = self._identity(), tree.get("training")
+        if not isinstance(theirs, dict) or theirs.keys() != mine.keys():
+            raise ValueError(f"{where} is not one of this version's")
+        for name, value in mine.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"{where}: its {name} was {theirs[name]!r}, and here it is {value!r}"
+                )
+        if set(tree["generators"]) != {name for name, _ in _generators(self.model)}:
+            raise ValueError(
+                f"{where} has states for the random generators {sorted(tree['generators'])}, "
+                f"the model has {sorted(name for name, _ in _generators(self.model))}"
+            )
+        if (tree["schedule"] is None) != (self.schedule is None):
+            raise ValueError(
+                f"{where} was made {'without' if tree['schedule'] is None else 'with'} a schedule"
+            )
+        self.model.load_state_dict(tree["model"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(tree["schedule"])
+        for name, generator in _generators(self.model):
+            generator.bit_generator.state = tree["generators"][name]
+        self.history = History(**tree["history"])
+        for name in _POSITION:
+            setattr(self, name, tree["position"][name])
+
+    def interrupted(self) -> str:
+        """Save if that makes sense, and say what is there."""
+        place = f"interrupted in epoch {self.epoch}, after batch {self.batch}"
+        if self.checkpoint is None:
+            return f"{place}; nothing saved, for there is no checkpoint"
+        if not self.consistent:
+            return f"{place} and inside the next; not saved, the last checkpoint still stands"
+        self.save()
+        return (
+            f"{place}; saved to {os.fspath(self.checkpoint)}: "
+            "the same call with resume=True goes on from there"
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run."""
+        checksum = zlib.crc32(np.ascontiguousarray(self.x))
+        return {
+            "format": 1,
+            "images": list(self.x.shape),
+            "data": zlib.crc32(np.ascontiguousarray(self.y), checksum),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
+
+
+_POSITION = ("epoch", "batch", "loss_sum", "hits", "seconds")
+
+
+class CtrlC:
+    """Inside ``with``, the first Ctrl-C is only noted, for :meth:`check`; the second is immediate.
+
+    It leaves alone a program that handles the signal its own way, and threads other than the main
+    one, which never get it.
+    """
+
+    def __init__(self) -> None:
+        self._noted = False
+        self._mine = False
+
+    def __enter__(self) -> CtrlC:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._note)
+            self._mine = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._mine:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._noted:
+            raise KeyboardInterrupt
+        self._noted = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if there was a Ctrl-C."""
+        if self._noted:
+            raise KeyboardInterrupt
+
+
+def outputs(model: Any, x: Array, batch_size: int) -> Iterator[Array]:
+    """The model's outputs in ``eval()`` mode, batch by batch; an empty batch where `x` is empty."""
+    if hasattr(model, "eval"):
+        model.eval()
+    for first in range(0, max(len(x), 1), batch_size):
+        yield model.forward(x[first : first + batch_size])
+
+
+def count_hits(out: Array, target: Array, loss: Loss) -> int | None:
+    """How often the largest output is that of the target's class; None without classes."""
+    if out.ndim != 2:
+        return None
+    if target.ndim == 1 and target.dtype.kind in "iu":
+        labels = target
+    elif isinstance(loss, SoftmaxCrossEntropy) and target.shape == out.shape:
+        labels = target.argmax(axis=1)
+    else:
+        return None
+    return int(np.count_nonzero(out.argmax(axis=1) == labels))
+
+
+def _generators(layer: Any, name: str = "") -> Iterator[tuple[str, np.random.Generator]]:
+    """The random generators that a layer and those inside it keep as attributes."""
+    for attribute, value in vars(layer).items():
+        if isinstance(value, np.random.Generator):
+            yield name + attribute, value
+    children = layer.children() if hasattr(layer, "children") else {}
+    for child_name, child in children.items():
+        yield from _generators(child, f"{name}{child_name}.")

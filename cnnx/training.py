@@ -1,0 +1,259 @@
+"""Training: :func:`fit`, which shows its progress, and can be interrupted and resumed.
+
+An epoch visits the images in an order that the seed and the number of the epoch decide, and every
+other chance (dropout) comes from generators that belong to the layers. So the same seed gives the
+same bits, for any number of threads, and a checkpoint needs only the model, the optimizer, the
+generators and the position: a resumed run ends in the very bits of an uninterrupted one.
+
+Here is the public face. The loop and the checkpoint are in ``_run``, the bar in ``_progress``.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cnnx._progress import Step, reporter
+from cnnx._run import Array, CtrlC, History, Loss, Optimizer, Run, Schedule, count_hits, outputs
+from cnnx.layers import Layer, Sequential
+from cnnx.losses import SoftmaxCrossEntropy
+from cnnx.optim import Adam
+
+__all__ = ["History", "Step", "evaluate", "fit", "predict"]
+
+
+def fit(
+    model: Any,
+    x: Array,
+    y: Array,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    loss: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    schedule: Schedule | None = None,
+    validation: tuple[Array, Array] | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    callback: Callable[[Step], object] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> History:
+    """Train a model, show the progress, and return what was seen.
+
+    Ctrl-C ends the training after the batch under way (a second one at once). With `checkpoint`,
+    that moment is saved, and the same call with ``resume=True`` goes on from there to the very
+    result, bit for bit, of a run that was never interrupted.
+
+    Parameters
+    ----------
+    model : Layer
+        The net, or any object with forward, backward, params and grads. It is trained in place and
+        left in ``eval()`` mode.
+    x : ndarray, shape (N, ...), float32 or float64
+        Inputs.
+    y : ndarray, shape (N, ...)
+        Targets, in the form that the loss takes: for the default loss integer classes (N,).
+    epochs : int
+        How often to go through all of `x`.
+    batch_size : int
+        Images a step. The last batch of an epoch may be smaller.
+    loss : object with forward and backward, optional
+        Default ``SoftmaxCrossEntropy()``.
+    optimizer : object with step, optional
+        Default ``Adam()``.
+    schedule : object with step, optional
+        A learning-rate schedule of that optimizer; it makes a step after every batch.
+    validation : pair of ndarrays, optional
+        Inputs and targets to evaluate after each epoch.
+    shuffle : bool
+        Whether every epoch has an order of its own. Otherwise all take the order of `x`.
+    seed : int
+        Decides the orders. (The weights' and dropout's seeds are the layers' affair.)
+    progress : bool
+        Whether to show loss, accuracy and images per second: a bar where standard output is a
+        terminal and rich is installed, plain lines otherwise.
+    callback : callable, optional
+        Called after every batch with a :class:`Step`. It may raise, ``KeyboardInterrupt`` too.
+    checkpoint : path, optional
+        File (npz, no pickle) to save to after every epoch and when interrupted; it appears whole
+        or not at all.
+    resume : bool
+        Whether to start from `checkpoint` where that file exists. It must come from a call with
+        the same data, batch size and seed, and a model and optimizer of the same kind; `epochs`
+        may differ.
+
+    Returns
+    -------
+    History
+        Loss and accuracy of each epoch, from the first one, also after a resume.
+
+    Raises
+    ------
+    ValueError
+        If `x` and `y` differ in length or are empty, a number is out of range, `resume` has no
+        `checkpoint`, or the checkpoint is damaged or belongs to another training.
+    TypeError
+        If a number is no integer.
+    KeyboardInterrupt
+        When the training was interrupted. The message names the checkpoint.
+
+    Examples
+    --------
+    >>> import cnnx
+    >>> from cnnx.data import digits
+    >>> from cnnx.models import classroom
+    >>> data = digits()
+    >>> net = classroom(data.input_shape, data.classes, rng=0)
+    >>> history = cnnx.fit(net, data.x_train, data.y_train, epochs=2, progress=False)
+    >>> history.loss[1] < history.loss[0]
+    True
+    """
+    _at_least(1, epochs=epochs, batch_size=batch_size)
+    _at_least(0, seed=seed)
+    _check_pair("x", x, "y", y)
+    if validation is not None:
+        _check_pair("validation[0]", validation[0], "validation[1]", validation[1])
+    if resume and checkpoint is None:
+        raise ValueError("resume is True but checkpoint is None, expected the file to resume from")
+
+    run = Run(
+        # A Sequential of one gives any object the whole surface of a layer.
+        model=model if isinstance(model, Layer) else Sequential(model),
+        x=x,
+        y=y,
+        epochs=epochs,
+        batch_size=batch_size,
+        loss=SoftmaxCrossEntropy() if loss is None else loss,
+        optimizer=Adam() if optimizer is None else optimizer,
+        schedule=schedule,
+        validation=validation,
+        shuffle=shuffle,
+        seed=seed,
+        callback=callback,
+        checkpoint=checkpoint,
+    )
+    if resume and checkpoint is not None and os.path.exists(checkpoint):
+        run.restore()
+    with CtrlC() as ctrl_c, reporter(progress) as report:
+        try:
+            run.train(report, ctrl_c)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(run.interrupted()) from error
+    run.model.eval()
+    return run.history
+
+
+def predict(model: Any, x: Array, *, batch_size: int = 256) -> Array:
+    """Return a model's outputs, computed in batches, in ``eval()`` mode.
+
+    Parameters
+    ----------
+    model : Layer
+        The net; it is left in ``eval()`` mode.
+    x : ndarray, shape (N, ...)
+        Inputs.
+    batch_size : int
+        Images at a time.
+
+    Returns
+    -------
+    ndarray, shape (N, ...)
+        What the model makes of `x`.
+
+    Raises
+    ------
+    ValueError
+        If `batch_size` is below 1.
+    TypeError
+        If `batch_size` is no integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cnnx
+    >>> from cnnx.training import predict
+    >>> predict(cnnx.Flatten(), np.zeros((3, 2, 2, 2), np.float32)).shape
+    (3, 8)
+    """
+    _at_least(1, batch_size=batch_size)
+    return np.concatenate(list(outputs(model, x, batch_size)))
+
+
+def evaluate(
+    model: Any, x: Array, y: Array, *, loss: Loss | None = None, batch_size: int = 256
+) -> tuple[float, float | None]:
+    """Return a model's loss and accuracy on some data, in ``eval()`` mode.
+
+    Parameters
+    ----------
+    model : Layer
+        The net; it is left in ``eval()`` mode.
+    x : ndarray, shape (N, ...)
+        Inputs.
+    y : ndarray, shape (N, ...)
+        Targets, as for :func:`fit`.
+    loss : object with forward, optional
+        Default ``SoftmaxCrossEntropy()``.
+    batch_size : int
+        Images at a time.
+
+    Returns
+    -------
+    loss : float
+        Mean over the data.
+    accuracy : float or None
+        Share of images whose largest output is that of their class; None where the targets are
+        not classes.
+
+    Raises
+    ------
+    ValueError
+        If `x` and `y` differ in length or are empty, or `batch_size` is below 1.
+    TypeError
+        If `batch_size` is no integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cnnx
+    >>> from cnnx.training import evaluate
+    >>> logits = np.array([[9.0, 0.0], [8.0, 0.0]])
+    >>> loss, accuracy = evaluate(cnnx.Flatten(), logits, np.array([0, 1]))
+    >>> accuracy
+    0.5
+    """
+    _check_pair("x", x, "y", y)
+    out = predict(model, x, batch_size=batch_size)
+    loss = SoftmaxCrossEntropy() if loss is None else loss
+    hits = count_hits(out, y, loss)
+    return float(loss.forward(out, y)), None if hits is None else hits / len(x)
+
+
+def _at_least(smallest: int, **numbers: Any) -> None:
+    for name, value in numbers.items():
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(
+                f"{name} is {value!r} ({type(value).__name__}), expected an integer >= {smallest}"
+            ) from None
+        if number < smallest:
+            raise ValueError(f"{name} is {value}, expected an integer >= {smallest}")
+
+
+def _check_pair(x_name: str, x: Any, y_name: str, y: Any) -> None:
+    for name, array in ((x_name, x), (y_name, y)):
+        if not isinstance(array, np.ndarray) or array.ndim == 0:
+            kind = type(array).__name__
+            raise TypeError(f"{name} is a {kind}, expected an array of shape (N, ...)")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"{x_name} has shape {x.shape} and {y_name} has shape {y.shape}, "
+            "expected the same first dimension, at least 1"
+        )
