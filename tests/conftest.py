@@ -1,0 +1,116 @@
+"""What every test file shares: the backend, the instruction set and the dtype a test runs with.
+
+A test that asks for `backend` runs on the compiled kernels and on the NumPy fallback; one that
+asks for `implementation` runs on the fallback and on the compiled kernels in every instruction set
+this CPU has; one that asks for `isa` runs on the compiled kernels alone. Where the kernels were not
+built, their runs are skipped, and the skip says why.
+
+`implementation` and `isa` keep Winograd's algorithm off: it rounds, and without it whole numbers
+give results that can be compared by bits. What it rounds is held in test_accuracy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # naive, calls and tolerances are no tests
+
+with warnings.catch_warnings():
+    # Without the compiled kernels the import warns, and warnings are errors here. The skips say it.
+    warnings.simplefilter("ignore", RuntimeWarning)
+    import cnnx
+
+KERNELS: ModuleType | None
+try:
+    from cnnx import _kernels as KERNELS
+except ImportError as error:
+    KERNELS = None
+    WHY_NOT = f"cnnx._kernels cannot be imported: {error}"
+
+ISAS: tuple[str, ...] = () if KERNELS is None else tuple(KERNELS.available_isas())
+
+# The same examples on every run, so that a red test is red for everybody. To look for new ones:
+# HYPOTHESIS_PROFILE=explore. The fixtures choose a backend, which holds for all of the examples.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,  # the machine's other work decides how long an example takes
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile(
+    "explore",
+    hypothesis.settings.get_profile("repeatable"),
+    derandomize=False,
+    max_examples=2000,
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def _compiled(name: str) -> Any:
+    """A parameter that needs the compiled kernels."""
+    if KERNELS is not None:
+        return name
+    return pytest.param(name, marks=pytest.mark.skip(reason=WHY_NOT))
+
+
+@contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """The compiled kernels in one instruction set."""
+    assert KERNELS is not None
+    with cnnx.use_backend("compiled"):
+        previous, winograd = KERNELS.use_isa(name), KERNELS.set_winograd(False)
+        try:
+            yield
+        finally:
+            KERNELS.use_isa(previous)
+            KERNELS.set_winograd(winograd)
+
+
+@pytest.fixture(params=[_compiled("compiled"), "numpy"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn: "compiled", "numpy"."""
+    with cnnx.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[*ISAS] or [_compiled("compiled")])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The compiled kernels in each instruction set of this CPU in turn."""
+    with forced_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["numpy", *(ISAS or [_compiled("compiled")])])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The NumPy fallback, then the compiled kernels in each instruction set in turn."""
+    if request.param == "numpy":
+        with cnnx.use_backend("numpy"):
+            yield "numpy"
+    else:
+        with forced_isa(request.param):
+            yield request.param
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> Any:
+    """Both dtypes in turn."""
+    return request.param
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(20260101)
