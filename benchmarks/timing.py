@@ -1,0 +1,25 @@
+"""Paired timing: candidates take turns in one process, and each keeps its fastest run.
+
+A machine that others share slows down and speeds up by a third within seconds. Taking turns puts
+the candidates through the same weather, and the minimum is the run with the least of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def best_times(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Fastest run of each candidate, in seconds, over at least `seconds` and three rounds."""
+    for run in candidates.values():
+        run()
+    best = dict.fromkeys(candidates, float("inf"))
+    start, rounds = time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - start < seconds:
+        for name, run in candidates.items():
+            begin = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - begin)
+        rounds += 1
+    return best
