@@ -1,10 +1,10 @@
 """The compiled part: one Cython extension, and its C kernels once for each instruction set.
 
-Everything else about the package is in pyproject.toml. Only the files isa_*.c get flags of their own:
-the rest of the build uses the instructions that every CPU of the target has, so that one wheel runs
-everywhere. Without a compiler the install succeeds and cnnx runs on NumPy; set
-``CNNX_REQUIRE_EXTENSION=1`` (as the wheel builds do) to make that an error, ``CNNX_NO_EXTENSION=1`` to
-leave the extension out.
+Everything else about the package is in pyproject.toml. Only the files isa_*.c get flags of their
+own: the rest of the build uses the instructions that every CPU of the target has, so that one wheel
+runs everywhere. Without a compiler the install succeeds and cnnx runs on NumPy; set
+``CNNX_REQUIRE_EXTENSION=1`` (as the wheel builds do) to make that an error,
+``CNNX_NO_EXTENSION=1`` to leave the extension out.
 """
 
 import os
@@ -68,7 +68,9 @@ class BuildKernels(build_ext):
         flag = "/openmp" if MSVC else "-fopenmp"
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "probe.c"
-            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            source.write_text(
+                "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+            )
             try:
                 objects = self.compiler.compile([str(source)], folder, extra_postargs=[flag])
                 self.compiler.link_executable(

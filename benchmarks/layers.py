@@ -1,9 +1,9 @@
 """Layer by layer against PyTorch: ``python -m benchmarks.layers [--threads 1] [--design]``.
 
 For each convolution: forward, and backward with all three gradients. PyTorch is timed with its
-tensors in NCHW and in channels_last already, and the better counts; cnnx takes NCHW NumPy arrays and
-allocates its results. Both results are compared before any clock starts. A ratio over 1 means that
-cnnx is faster. Needs ``torch``.
+tensors in NCHW and in channels_last already, and the better counts; cnnx takes NCHW NumPy arrays
+and allocates its results. Both results are compared before any clock starts. A ratio over 1 means
+that cnnx is faster. Needs ``torch``.
 """
 
 from __future__ import annotations
@@ -55,8 +55,17 @@ def candidates(conv: Conv) -> tuple[dict[str, Callable[[], object]], ...]:
 
         def run_backward(tx=tx, tw=tw, tg=tg):  # type: ignore[no-untyped-def]
             return torch.ops.aten.convolution_backward(
-                tg, tx, tw, [conv.f], [conv.stride] * 2, list(conv.padding), [conv.dilation] * 2,
-                False, [0, 0], conv.groups, [True, True, True],
+                tg,
+                tx,
+                tw,
+                [conv.f],
+                [conv.stride] * 2,
+                list(conv.padding),
+                [conv.dilation] * 2,
+                False,
+                [0, 0],
+                conv.groups,
+                [True, True, True],
             )
 
         forward[name], backward[name] = run_forward, run_backward
@@ -98,9 +107,14 @@ def main() -> None:
 
     classes = {"design": DESIGN} if args.design else CONVS
     results: dict[str, dict[str, dict[str, float]]] = {}
-    print(f"{cpu_name()}, {args.threads} threads, torch {torch.__version__}, "
-          f"cnnx {cnnx.__version__} ({cnnx.config().get('instruction set')})")
-    print(f"{'layer':36}{'forward':>9}{'cnnx':>7}{'torch':>7}   {'backward':>9}{'cnnx':>7}{'torch':>7}")
+    print(
+        f"{cpu_name()}, {args.threads} threads, torch {torch.__version__}, "
+        f"cnnx {cnnx.__version__} ({cnnx.config().get('instruction set')})"
+    )
+    print(
+        f"{'layer':36}{'forward':>9}{'cnnx':>7}{'torch':>7}"
+        f"   {'backward':>9}{'cnnx':>7}{'torch':>7}"
+    )
     for name, convs in classes.items():
         if args.only not in name:
             continue
@@ -110,8 +124,11 @@ def main() -> None:
             row = rows[str(conv)] = measure(conv, args.seconds)
             print(f"  {conv!s:34}", end="")
             for way in ("forward", "backward"):
-                print(f"{row[way + ' ratio']:9.2f}{row[way + ' cnnx GFLOP/s']:7.0f}"
-                      f"{row[way + ' torch GFLOP/s']:7.0f}   ", end="")
+                print(
+                    f"{row[way + ' ratio']:9.2f}{row[way + ' cnnx GFLOP/s']:7.0f}"
+                    f"{row[way + ' torch GFLOP/s']:7.0f}   ",
+                    end="",
+                )
             print(flush=True)
         summarise(name, list(rows.values()))
     summarise("all", [row for rows in results.values() for row in rows.values()])
@@ -122,7 +139,9 @@ def main() -> None:
 def summarise(name: str, rows: list[dict[str, float]]) -> None:
     for way in ("forward", "backward"):
         ratios = [row[f"{way} ratio"] for row in rows]
-        print(f"  {name}, {way}: geometric mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
+        print(
+            f"  {name}, {way}: geometric mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}"
+        )
 
 
 if __name__ == "__main__":

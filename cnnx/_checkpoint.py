@@ -28,7 +28,7 @@ def write_tree(path: str | os.PathLike[str], tree: dict[str, Any]) -> None:
     text = json.dumps(_without_arrays(tree, "", arrays))
     arrays[_TREE] = np.frombuffer(text.encode(), np.uint8)
     with atomic_write(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub confuses names with options
 
 
 def read_tree(path: str | os.PathLike[str]) -> dict[str, Any]:

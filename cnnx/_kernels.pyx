@@ -14,7 +14,7 @@ from cnnx import _threads
 
 cimport cython
 cimport numpy as cnp
-from cython.parallel cimport parallel, prange, threadid
+from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint64_t
 
 cnp.import_array()
@@ -271,7 +271,10 @@ def empty(tuple shape, dtype):
     cdef int i, ndim = len(shape), typenum
     cdef size_t size
     cdef _Block block
-    typenum = cnp.NPY_FLOAT64 if dtype == "float64" else cnp.NPY_FLOAT32 if dtype == "float32" else cnp.NPY_INT64
+    if dtype == "float32":
+        typenum = cnp.NPY_FLOAT32
+    else:
+        typenum = cnp.NPY_FLOAT64 if dtype == "float64" else cnp.NPY_INT64
     size = 4 if typenum == cnp.NPY_FLOAT32 else 8
     for i in range(ndim):
         dims[i] = shape[i]
@@ -514,7 +517,8 @@ def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray g
     cdef int64_t t
     cdef int64_t work = describe_pool(&p, grad_x, grad_out, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
     cdef _Block bad = take(p.planes * sizeof(int64_t))
-    p.x, p.y, p.indices = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x), <int64_t *>cnp.PyArray_DATA(indices)
+    p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
+    p.indices = <int64_t *>cnp.PyArray_DATA(indices)
     p.bad = <int64_t *>bad.data
     run(table(grad_x).max_pool_backward, &p, p.planes, 0, threads_for(work))
     for t in range(p.planes):

@@ -259,11 +259,11 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
-        checksum = zlib.crc32(np.ascontiguousarray(self.x))
+        checksum = zlib.crc32(np.ascontiguousarray(self.x).data)
         return {
             "format": 1,
             "images": list(self.x.shape),
-            "data": zlib.crc32(np.ascontiguousarray(self.y), checksum),
+            "data": zlib.crc32(np.ascontiguousarray(self.y).data, checksum),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "shuffle": self.shuffle,

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import cnnx
 import numpy as np
+
+import cnnx
 
 BATCHED = ("x", "X", "grad_out")  # their first axis counts images
 
@@ -46,9 +47,7 @@ _POOL = {"pool_size": 3, "stride": 2, "padding": 1}  # -> (2, 4, 4, 3)
 
 CALLS = [
     Call("conv2d", {"x": _IMAGE, "weight": (6, 2, 3, 2), "bias": (6,)}, _CONV),
-    Call(
-        "conv2d_backward", {"grad_out": (2, 6, 3, 7), "x": _IMAGE, "weight": (6, 2, 3, 2)}, _CONV
-    ),
+    Call("conv2d_backward", {"grad_out": (2, 6, 3, 7), "x": _IMAGE, "weight": (6, 2, 3, 2)}, _CONV),
     Call("conv_transpose2d", {"x": (2, 4, 4, 3), "weight": (4, 3, 3, 2), "bias": (6,)}, _TRANSPOSE),
     Call(
         "conv_transpose2d_backward",

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
-import cnnx
 import naive
 import numpy as np
 import pytest
 from conftest import KERNELS
 from numpy.testing import assert_array_equal
 from tolerances import assert_conv_close
+
+import cnnx
 
 WIDER = {np.float32: np.float64, np.float64: np.longdouble}
 
@@ -208,7 +209,7 @@ def test_nan_stays_in_its_windows(
     x = naive.integers(rng, (2, channels, 10, 31), dtype)
     weight = naive.integers(rng, (filters, channels, 3, 3), dtype)
     clean = cnnx.conv2d(x, weight, padding=1)
-    x[1, channels // 2, *place] = np.nan
+    x[(1, channels // 2, *place)] = np.nan
     out = cnnx.conv2d(x, weight, padding=1)
     seen = np.zeros(out.shape, bool)
     seen[1] = windows_that_see(out.shape[2:], place, 1)

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import cnnx
 import naive
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
+
+import cnnx
 
 INF, NAN = float("inf"), float("nan")
 
@@ -64,7 +65,15 @@ def samples(dtype: Any, size: int) -> Any:
 # Roundings a value may be off by, in half-units of the last place of 1 (its slope likewise). The
 # exponential, erf and tanh of a vector library are good to 1 or 2 units (4 half-units), and a sum,
 # a quotient and a product come on top; 1 - tanh**2 and the slopes add two of those.
-ROUNDINGS = {"relu": 0, "relu6": 0, "leaky_relu": 2, "sigmoid": 8, "tanh": 8, "gelu": 10, "silu": 10}
+ROUNDINGS = {
+    "relu": 0,
+    "relu6": 0,
+    "leaky_relu": 2,
+    "sigmoid": 8,
+    "tanh": 8,
+    "gelu": 10,
+    "silu": 10,
+}
 
 
 @each_activation
@@ -352,9 +361,7 @@ def test_batch_norm_statistics_handed_back(backend: str, rng: np.random.Generato
     x, weight, _, grad_out = norm_inputs(rng, np.float64)
     _, mean, var = cnnx.batch_norm2d(x, weight, return_stats=True)
     saved = cnnx.batch_norm2d_backward(grad_out, x, weight, mean, var, batch_stats=True)
-    for grad, expected in zip(
-        saved, cnnx.batch_norm2d_backward(grad_out, x, weight), strict=True
-    ):
+    for grad, expected in zip(saved, cnnx.batch_norm2d_backward(grad_out, x, weight), strict=True):
         assert_array_equal(grad, expected)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-import cnnx
 import naive
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
+
+import cnnx
 
 MATRIX = [[1, 3, 2, 1], [4, 2, 0, 5], [3, 1, 4, 2], [2, 0, 3, 6]]
 
@@ -192,7 +193,14 @@ def solved(case: Case) -> dict[str, Any]:
     out = naive.conv2d(x, weight, bias, *geometry)
     grad_out = naive.integers(rng, out.shape)
     grads = naive.conv2d_backward(grad_out, x, weight, *geometry)
-    return {"x": x, "weight": weight, "bias": bias, "out": out, "grad_out": grad_out, "grads": grads}
+    return {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "out": out,
+        "grad_out": grad_out,
+        "grads": grads,
+    }
 
 
 @each_case
@@ -234,9 +242,7 @@ def test_same_padding(
     geometry = ((stride, stride), (*vertical, *horizontal), (dilation, dilation))
     assert_array_equal(out, naive.conv2d(x, weight, None, *geometry))
     grads = cnnx.conv2d_backward(out, x, weight, stride, "same", dilation)
-    for grad, expected in zip(
-        grads, naive.conv2d_backward(out, x, weight, *geometry), strict=True
-    ):
+    for grad, expected in zip(grads, naive.conv2d_backward(out, x, weight, *geometry), strict=True):
         assert_array_equal(grad, expected)
 
 

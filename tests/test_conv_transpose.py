@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-import cnnx
 import naive
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
+import cnnx
 
 
 def image(rows: Any, dtype: Any) -> Any:
@@ -108,7 +109,14 @@ def solved(case: Case) -> dict[str, Any]:
     grads = naive.conv_transpose2d_backward(
         grad_out, x, weight, case.stride, case.pads, case.groups, case.dilation
     )
-    return {"x": x, "weight": weight, "bias": bias, "out": out, "grad_out": grad_out, "grads": grads}
+    return {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "out": out,
+        "grad_out": grad_out,
+        "grads": grads,
+    }
 
 
 @each_case
@@ -136,7 +144,9 @@ def test_backward(case: Case, implementation: str, dtype: Any) -> None:
 def test_need(mask: int, backend: str) -> None:
     need = tuple(bool(mask >> bit & 1) for bit in range(3))
     known = solved(CASES[0])
-    grads = cnnx.conv_transpose2d_backward(known["grad_out"], known["x"], known["weight"], need=need)
+    grads = cnnx.conv_transpose2d_backward(
+        known["grad_out"], known["x"], known["weight"], need=need
+    )
     for grad, wanted, expected in zip(grads, need, known["grads"], strict=True):
         if wanted:
             assert_array_equal(grad, expected)

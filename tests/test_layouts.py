@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import cnnx
 import numpy as np
 import pytest
 from calls import CALLS, Call, call_id
 from numpy.testing import assert_array_equal
+
+import cnnx
 
 each_call = pytest.mark.parametrize("call", CALLS, ids=call_id)
 
@@ -25,7 +26,9 @@ def test_table_is_complete() -> None:
 
 
 def _negative(array: Any) -> Any:
-    return array[(slice(None, None, -1),) * array.ndim].copy()[(slice(None, None, -1),) * array.ndim]
+    return array[(slice(None, None, -1),) * array.ndim].copy()[
+        (slice(None, None, -1),) * array.ndim
+    ]
 
 
 def _spread(array: Any) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import cnnx
 import naive
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
+
+import cnnx
 
 SIZES = [(1, 1, 1), (1, 7, 3), (5, 1, 4), (4, 24, 24), (3, 25, 23), (17, 13, 11), (64, 65, 10)]
 

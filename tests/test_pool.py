@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-import cnnx
 import naive
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
+
+import cnnx
 
 INF, NAN = float("inf"), float("nan")
 MATRIX = [[1, 3, 2, 1], [4, 2, 0, 5], [3, 1, 4, 2], [2, 0, 3, 6]]
@@ -146,9 +147,7 @@ def test_nan_wins(place: int, other: float, implementation: str, dtype: Any) -> 
 
 
 def test_first_nan_wins(implementation: str, dtype: Any) -> None:
-    out, indices = cnnx.max_pool2d(
-        image([[1, NAN, 3, NAN]], dtype), (1, 4), return_indices=True
-    )
+    out, indices = cnnx.max_pool2d(image([[1, NAN, 3, NAN]], dtype), (1, 4), return_indices=True)
     assert np.isnan(out).all() and indices.item() == 1
 
 

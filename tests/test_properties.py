@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import cnnx
 import naive
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from tolerances import assert_close
+
+import cnnx
 
 small = st.integers(1, 3)
 pairs = st.tuples(small, small)
@@ -285,9 +286,7 @@ def poolings(draw: st.DrawFn, most_dilation: int = 1) -> Pool:
     window, stride = draw(pairs), draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     dilation = draw(st.tuples(st.integers(1, most_dilation), st.integers(1, most_dilation)))
     ceil_mode = draw(st.booleans())
-    pads = []
-    for axis in (0, 0, 1, 1):
-        pads.append(draw(st.integers(0, dilation[axis] * (window[axis] - 1))))
+    pads = [draw(st.integers(0, dilation[a] * (window[a] - 1))) for a in (0, 0, 1, 1)]
     for a in (0, 1):
         assume(dilation[a] <= hw[a])  # or a dilated window could step over the whole image
         rest = (*pads[2 * a : 2 * a + 2], dilation[a], ceil_mode)
@@ -319,9 +318,7 @@ def test_avg_pool_is_loops(case: Pool, include_pad: bool, implementation: str) -
     rest = (case.window, case.stride, case.pads, case.ceil_mode, include_pad)
     expected = naive.avg_pool2d(case.x, *rest)
     for dtype in (np.float32, np.float64):
-        out = cnnx.avg_pool2d(
-            case.x.astype(dtype), **case.options, count_include_pad=include_pad
-        )
+        out = cnnx.avg_pool2d(case.x.astype(dtype), **case.options, count_include_pad=include_pad)
         # An exact sum and a division, or a product with a rounded reciprocal.
         assert_close(out, expected, roundings=3)
 
@@ -341,14 +338,10 @@ def test_avg_pool_backward_is_adjoint(case: Pool, include_pad: bool, implementat
 def test_max_pool_pads_with_minus_infinity(case: Pool, backend: str) -> None:
     # What a maximum does with padding can be seen from an image framed by minus infinities.
     top, bottom, left, right = case.pads
-    framed = np.pad(
-        case.x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-np.inf
-    )
+    framed = np.pad(case.x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-np.inf)
     assume(not case.ceil_mode)
     out = cnnx.max_pool2d(case.x, **case.options, dilation=case.dilation)
-    assert_array_equal(
-        out, cnnx.max_pool2d(framed, case.window, case.stride, 0, case.dilation)
-    )
+    assert_array_equal(out, cnnx.max_pool2d(framed, case.window, case.stride, 0, case.dilation))
 
 
 # ---------------------------------------------------------------------------- the rest

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import cnnx
 import naive
 import numpy as np
 import pytest
+
+import cnnx
 from cnnx import _shapes
 
 CONV_SIZES = [

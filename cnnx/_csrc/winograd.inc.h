@@ -247,7 +247,7 @@ FN(winograd_planes)(const cnnx_conv *p, const int grad, int64_t g, int64_t c0, i
             for (int64_t l = 0; l < 8; l++) {
                 const float *d = image + at[t + l < tiles ? t + l : tiles - 1];
                 V8 in[6], out[6];
-                UNROLL for (int r = 0; r < (grad ? 4 : 6); r++) in[r] = LOAD8(d + r * p->image_width);
+                for (int r = 0; r < (grad ? 4 : 6); r++) in[r] = LOAD8(d + r * p->image_width);
                 if (grad) FN(grad_1d)(in, out);
                 else FN(data_1d)(in, out);
                 UNROLL for (int r = 0; r < 6; r++) STORE8(rows[r][l], out[r]);
