@@ -140,7 +140,9 @@ class Point:
 
         # Smooth, at least from some step on. Of the measurements from there on, two neighbours that
         # agree best are neither truncated nor drowned in rounding.
-        start = next(k for k in range(len(levels)) if is_clear(levels[k]) or all(shrinking[k:]))
+        # A gap that shrinks to much less than a tenth had a kink in it, which the step left behind.
+        steady = [s and b.gap >= 0.05 * a.gap for s, (a, b) in zip(shrinking, pairwise(levels))]
+        start = next(k for k in range(len(levels)) if is_clear(levels[k]) or all(steady[k:]))
         if start == len(levels) - 1:
             return compared(last.central, last.noise)
         pairs = list(pairwise(levels[start:]))
