@@ -30,11 +30,11 @@ HOW_TO_COMPILE = (
 )
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str, what: str = "backend") -> ModuleType:
     if name == "numpy":
         return _fallback
     if name != "compiled":
-        raise ValueError(f"backend is {name!r}, expected 'compiled' or 'numpy'")
+        raise ValueError(f"{what} is {name!r}, expected 'compiled' or 'numpy'")
     if _compiled is None:
         raise ImportError(f"the compiled kernels are missing ({_why_not}); {HOW_TO_COMPILE}")
     return _compiled
@@ -43,7 +43,7 @@ def _module(name: str) -> ModuleType:
 def _initial() -> ModuleType:
     name = os.environ.get("CNNX_BACKEND", "")
     if name:
-        return _module(name)
+        return _module(name, "environment variable CNNX_BACKEND")
     if _compiled is None:
         warnings.warn(
             "cnnx runs on its NumPy fallback, which is many times slower: the compiled kernels "
@@ -99,12 +99,15 @@ class use_backend:
 
     def __init__(self, name: Literal["compiled", "numpy"]) -> None:
         global _active
-        module = _module(name)
+        self._module = _module(name)
         self._previous = _active
-        _active = module
+        _active = self._module
 
     def __enter__(self) -> None:
-        return None
+        global _active
+        if _active is not self._module:  # another choice was made since, or this is a second block
+            self._previous = _active
+            _active = self._module
 
     def __exit__(
         self,

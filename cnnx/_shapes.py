@@ -118,9 +118,12 @@ def _require_sizes(name: str, shape: Shape, axes: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {shape}, expected a size of at least 1 along {letters}")
 
 
-def _require_room(what: str, shape: Shape) -> None:
-    if math.prod(shape) > _LARGEST:
-        raise ValueError(f"{what} would have shape {shape}, more than 2**40 elements")
+def require_room(what: str, shape: Shape, pads: Pads = (0, 0, 0, 0)) -> None:
+    """Raise where an array, or one with `pads` around its images, would have too many elements."""
+    n, c, h, w = shape
+    padded = n, c, h + pads[0] + pads[1], w + pads[2] + pads[3]
+    if math.prod(padded) > _LARGEST:
+        raise ValueError(f"{what} would have shape {padded}, more than 2**40 elements")
 
 
 def _windows(
@@ -162,7 +165,8 @@ def conv2d(
         )
     hw, pads = _windows(x_shape, w_shape[2:], stride, padding, dilation, False)
     out_shape = (x_shape[0], w_shape[0], *hw)
-    _require_room("the output", out_shape)
+    require_room("the output", out_shape)
+    require_room("the padded x", x_shape, pads)
     return Geometry(out_shape, stride, pads, dilation)
 
 
@@ -214,7 +218,7 @@ def conv_transpose2d(
             )
         sizes.append(out)
     out_shape = (x_shape[0], w_shape[1] * groups, sizes[0], sizes[1])
-    _require_room("the output", out_shape)
+    require_room("the output, before its padding is cut off,", out_shape, pads)
     return Geometry(out_shape, stride, pads, dilation)
 
 
@@ -259,5 +263,6 @@ def pool2d(
             hw[axis],
         )
     out_shape = (x_shape[0], x_shape[1], *hw)
-    _require_room("the output", out_shape)
+    require_room("the output", out_shape)
+    require_room("the padded x", x_shape, pads)
     return Geometry(out_shape, stride, pads, dilation)

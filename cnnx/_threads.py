@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import operator
 import os
+import warnings
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MOST = 1024  # where OpenMP cannot start a thread it ends the whole process
 
 
 def _cgroup_quota() -> float | None:
@@ -44,9 +46,11 @@ def _from_environment(name: str) -> int | None:
     text = os.environ.get(name, "").split(",")[0].strip()  # OMP_NUM_THREADS may be a list: "4,2"
     if not text:
         return None
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
         if name == "CNNX_NUM_THREADS":
-            raise ValueError(f"environment variable {name} is {text!r}, expected an integer >= 1")
+            raise ValueError(
+                f"environment variable {name} is {text!r}, expected an integer from 1 to {_MOST}"
+            )
         return None  # not ours to judge
     return int(text)
 
@@ -60,6 +64,7 @@ def _initial() -> tuple[int, str]:
 
 
 _num_threads, _reason = _initial()
+_forked = False
 
 
 def set_num_threads(n: int) -> None:
@@ -70,14 +75,20 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. More than the machine has is allowed, and slow.
+        From 1 to 1024. More than the machine has is allowed, and slow.
 
     Raises
     ------
     TypeError
         If `n` is not an integer.
     ValueError
-        If `n` is below 1.
+        If `n` is not from 1 to 1024.
+
+    Warns
+    -----
+    RuntimeWarning
+        If this process was forked from another: OpenMP's threads do not survive that, so it goes on
+        with one thread. Processes that are spawned have no such limit.
 
     Examples
     --------
@@ -89,14 +100,23 @@ def set_num_threads(n: int) -> None:
     >>> cnnx.set_num_threads(before)
     """
     global _num_threads, _reason
+    expected = f"expected an integer from 1 to {_MOST}"
     if isinstance(n, bool):
-        raise TypeError(f"n is {n!r}, expected an integer >= 1")
+        raise TypeError(f"n is {n!r}, {expected}")
     try:
         value = operator.index(n)
     except TypeError:
-        raise TypeError(f"n is {n!r} ({type(n).__name__}), expected an integer >= 1") from None
-    if value < 1:
-        raise ValueError(f"n is {value}, expected an integer >= 1")
+        raise TypeError(f"n is {n!r} ({type(n).__name__}), {expected}") from None
+    if not 1 <= value <= _MOST:
+        raise ValueError(f"n is {value}, {expected}")
+    if _forked and value > 1:
+        warnings.warn(
+            f"n is {value}, but a forked process computes with one thread, for OpenMP's threads do "
+            "not survive a fork; start it with multiprocessing's spawn instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return
     _num_threads, _reason = value, "set_num_threads"
 
 
@@ -120,7 +140,8 @@ def reason() -> str:
 def _after_fork_in_child() -> None:
     # GNU OpenMP's worker threads do not survive a fork, and its next parallel region would wait
     # for them for ever. One thread never enters the pool, and gives the same bits.
-    global _num_threads, _reason
+    global _num_threads, _reason, _forked
+    _forked = True
     _num_threads, _reason = 1, "forked child: OpenMP's threads do not survive a fork"
 
 

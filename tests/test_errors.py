@@ -164,6 +164,7 @@ def test_zero_sizes_of_input_shape(name: str, axis: int, no_kernels: None) -> No
 
 # ---------------------------------------------------------------------------- shapes and numbers
 
+BIG = 2**31 - 1
 SIZE_FORMULA = "floor((H + top + bottom - dilation*(KH - 1) - 1) / stride) + 1"
 # Function (see BASE), what is changed in its valid call, what stands in the text.
 VALUE_ERRORS: list[tuple[Any, ...]] = [
@@ -371,6 +372,23 @@ VALUE_ERRORS: list[tuple[Any, ...]] = [
     ("avg_pool2d_backward", {"padding": 3}, "padding", "3", "less than"),
     ("max_pool2d", {"padding": -1}, "padding", "-1", "from 0"),
     ("max_pool2d", {"padding": "full"}, "padding", "'full'", "'same'"),
+    # --- sizes whose products would not fit in 64 bits: memory would be too small, not missing
+    ("conv2d", {"stride": BIG, "padding": BIG}, "padded x", "4294967301", "2**40"),
+    ("conv2d", {"stride": BIG, "padding": BIG, "dilation": BIG}, "padded x", "2**40"),
+    ("conv2d", {"padding": (2**20, 2**20)}, "output", "2**40"),
+    ("conv_transpose2d", {"stride": BIG}, "output", "2**40"),
+    (
+        "conv_transpose2d",
+        {"stride": BIG, "padding": BIG},
+        "output",
+        "before its padding is cut off",
+        "2**40",
+    ),
+    ("max_pool2d", {"pool_size": BIG, "stride": BIG, "padding": BIG - 1}, "padded x", "2**40"),
+    ("avg_pool2d", {"pool_size": BIG, "stride": BIG, "padding": BIG - 1}, "padded x", "2**40"),
+    ("max_pool2d_backward", {"input_shape": (2, 4, BIG, BIG)}, "input_shape", "2**40"),
+    ("avg_pool2d_backward", {"input_shape": (2, 4, BIG, BIG)}, "input_shape", "2**40"),
+    ("global_avg_pool2d_backward", {"input_shape": (2, 4, BIG, BIG)}, "input_shape", "2**40"),
     # a dilated window whose taps all miss the image has no maximum
     (
         "max_pool2d",
@@ -416,6 +434,15 @@ TYPE_ERRORS: list[tuple[Any, ...]] = [
     ("max_pool2d", {"dilation": 1.0}, "dilation", "1.0", "integer"),
     # --- groups
     ("conv2d", {"groups": (2, 2)}, "groups", "(2, 2)", "integer"),
+    # --- yes or no
+    ("max_pool2d", {"ceil_mode": "no"}, "ceil_mode", "'no'", "True or False"),
+    ("max_pool2d", {"return_indices": np.array([1, 2])}, "return_indices", "True or False"),
+    ("avg_pool2d", {"ceil_mode": None}, "ceil_mode", "None", "True or False"),
+    ("avg_pool2d", {"count_include_pad": zeros(2)}, "count_include_pad", "True or False"),
+    ("avg_pool2d_backward", {"count_include_pad": 2}, "count_include_pad", "2", "True or False"),
+    ("batch_norm2d", {"return_stats": "yes"}, "return_stats", "'yes'", "True or False"),
+    ("batch_norm2d_backward", {"batch_stats": 0.0}, "batch_stats", "0.0", "True or False"),
+    ("conv2d_backward", {"need": (True, "no", True)}, "need[1]", "'no'", "True or False"),
     # --- padding
     ("conv2d", {"padding": 0.5}, "padding", "0.5", "integer"),
     ("conv2d", {"padding": None}, "padding", "None", "integer"),
@@ -546,6 +573,31 @@ def test_refused_out_is_untouched(backend: str) -> None:
     with pytest.raises(ValueError, match="out has shape"):
         conv_into(out)
     assert_array_equal(out, np.full((2, 4, 4, 4), 7.0))
+
+
+# ---------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        # The slip of who knows another library: activation is not the third argument.
+        (lambda: cnnx.Dense(10, 5, "relu"), ("bias", "'relu'")),  # type: ignore[arg-type]
+        (lambda: cnnx.Conv2D(3, 8, 3, bias="same"), ("bias", "'same'")),  # type: ignore[arg-type]
+        (lambda: cnnx.ConvTranspose2D(3, 8, 3, bias=None), ("bias", "None")),  # type: ignore[arg-type]
+        (lambda: cnnx.BatchNorm2D(3, affine=0.5), ("affine", "0.5")),  # type: ignore[arg-type]
+        (lambda: cnnx.MaxPool2D(2, ceil_mode="no"), ("ceil_mode", "'no'")),  # type: ignore[arg-type]
+        (lambda: cnnx.AvgPool2D(2, ceil_mode=2), ("ceil_mode", "2")),  # type: ignore[arg-type]
+        (
+            lambda: cnnx.AvgPool2D(2, count_include_pad=[]),  # type: ignore[arg-type]
+            ("count_include_pad", "[]"),
+        ),
+    ],
+)
+def test_layers_want_true_or_false(make: Any, parts: tuple[str, ...]) -> None:
+    with pytest.raises(TypeError) as caught:
+        make()
+    assert_says(str(caught.value), *parts, "True or False")
 
 
 # ---------------------------------------------------------------------------- the empty batch

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx import _dispatch
-from cnnx._shapes import Padding, Pair, Shape
+from cnnx._shapes import Padding, Pair, Shape, require_room
 
 Array = NDArray[Any]
 IntOrPair = int | Sequence[int]
@@ -105,7 +105,7 @@ def index_array(value: object, name: str, shape: Shape) -> Array:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
         what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else _described(value)
         raise TypeError(f"{name} is {what}, expected a NumPy array of integers (int64)")
-    require_shape(name, value, shape)
+    require_shape(name, value, shape, "the shape of grad_out")
     if value.dtype.kind == "u" and value.dtype.itemsize == 8:
         value = np.minimum(value, np.uint64(2**63 - 1))  # what does not fit stays out of range
     return np.require(value, np.int64, ["C", "A", "E"])
@@ -217,6 +217,7 @@ def images_shape(value: object, name: str) -> tuple[int, int, int, int]:
     if len(items) != 4:
         raise ValueError(f"{name} is {_described(value)}, expected 4 sizes {IMAGES}")
     n, c, h, w = (integer(item, f"{name}[{axis}]", 0) for axis, item in enumerate(items))
+    require_room(f"by {name}, the result", (n, c, h, w))
     return n, c, h, w
 
 
@@ -242,9 +243,16 @@ def choice(value: object, name: str, choices: tuple[str | None, ...]) -> Any:
     )
 
 
+def flag(value: object, name: str) -> bool:
+    """Return a yes or no; 0 and 1 will do, as ONNX has them."""
+    if not (isinstance(value, bool | np.bool_) or (type(value) is int and value in (0, 1))):
+        raise TypeError(f"{name} is {_described(value)}, expected True or False")
+    return bool(value)
+
+
 def needed(need: object) -> tuple[bool, bool, bool]:
     """Return which of three gradients are wanted."""
     items = _sequence(need)
     if items is None or len(items) != 3:
         raise ValueError(f"need is {_described(need)}, expected three booleans (x, weight, bias)")
-    return bool(items[0]), bool(items[1]), bool(items[2])
+    return flag(items[0], "need[0]"), flag(items[1], "need[1]"), flag(items[2], "need[2]")

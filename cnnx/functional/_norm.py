@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cnnx import _dispatch
-from cnnx.functional._arguments import IMAGES, Array, empty, floats, number, require_shape
+from cnnx.functional._arguments import IMAGES, Array, empty, flag, floats, number, require_shape
 
 _PARAMETERS = tuple((name, 1, "(C,)", False) for name in ("weight", "bias", "mean", "var"))
 _FORWARD = (("x", 4, IMAGES, True), *_PARAMETERS)
@@ -88,12 +88,13 @@ def batch_norm2d(
     x, weight, bias, mean, var = floats(_FORWARD, x, weight, bias, mean, var)
     _check_shapes(x, weight=weight, bias=bias, mean=mean, var=var)
     eps = number(eps, "eps", 0)
+    with_stats = flag(return_stats, "return_stats")
     if mean is None or var is None:
         mean, var = _batch_stats(x)
     out = empty(x.shape, x)
     if x.shape[0]:
         _dispatch.backend().batch_norm2d(x, weight, bias, mean, var, eps, out)
-    return (out, mean, var) if return_stats else out
+    return (out, mean, var) if with_stats else out
 
 
 def batch_norm2d_backward(
@@ -143,7 +144,7 @@ def batch_norm2d_backward(
     _check_shapes(x, weight=weight, mean=mean, var=var)
     require_shape("grad_out", grad_out, x.shape, "the shape of x")
     eps = number(eps, "eps", 0)
-    from_batch = mean is None if batch_stats is None else bool(batch_stats)
+    from_batch = mean is None if batch_stats is None else flag(batch_stats, "batch_stats")
     if mean is None or var is None:
         if not from_batch:
             raise ValueError("batch_stats is False, expected mean and var to be given then")

@@ -13,6 +13,7 @@ from cnnx.functional._arguments import (
     IntOrPair,
     PaddingLike,
     empty,
+    flag,
     floats,
     images_shape,
     index_array,
@@ -43,7 +44,7 @@ def _geometry(
         window if stride is None else pair(stride, "stride"),
         parse_padding(padding),
         pair(dilation, "dilation"),
-        bool(ceil_mode),
+        flag(ceil_mode, "ceil_mode"),
     )
 
 
@@ -142,8 +143,9 @@ def max_pool2d(
         x.shape, pool_size, stride, padding, dilation, ceil_mode
     )
     backend = _dispatch.backend()
+    wanted = flag(return_indices, "return_indices")
     out = empty(out_shape, x)
-    indices = backend.empty(out_shape, "int64") if return_indices else None
+    indices = backend.empty(out_shape, "int64") if wanted else None
     if x.shape[0]:
         backend.max_pool2d(x, window, strides, pads, dilations, out, indices)
     return out if indices is None else (out, indices)
@@ -278,9 +280,10 @@ def avg_pool2d(
     window, (out_shape, strides, pads, _) = _geometry(
         x.shape, pool_size, stride, padding, 1, ceil_mode
     )
+    include = flag(count_include_pad, "count_include_pad")
     out = empty(out_shape, x)
     if x.shape[0]:
-        _dispatch.backend().avg_pool2d(x, window, strides, pads, bool(count_include_pad), out)
+        _dispatch.backend().avg_pool2d(x, window, strides, pads, include, out)
     return out
 
 
@@ -329,11 +332,10 @@ def avg_pool2d_backward(
         shape, pool_size, stride, padding, 1, ceil_mode
     )
     require_shape("grad_out", grad_out, out_shape, "the shape of avg_pool2d's output")
+    include = flag(count_include_pad, "count_include_pad")
     grad_x = empty(shape, grad_out)
     if shape[0]:
-        _dispatch.backend().avg_pool2d_backward(
-            grad_out, window, strides, pads, bool(count_include_pad), grad_x
-        )
+        _dispatch.backend().avg_pool2d_backward(grad_out, window, strides, pads, include, grad_x)
     return grad_x
 
 

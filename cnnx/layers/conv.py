@@ -95,7 +95,9 @@ class Conv2D(WeightedLayer):
         self.padding_mode = check.choice(padding_mode, "padding_mode", _MODES)
         self.activation = check.choice(activation, "activation", ACTIVATIONS)
         shape = (out_channels, in_channels // groups, *kernel)
-        self._begin(shape, prod(shape[1:]), out_channels if bias else 0, dtype, rng)
+        self._begin(
+            shape, prod(shape[1:]), out_channels if check.flag(bias, "bias") else 0, dtype, rng
+        )
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, F, H', W') for x (N, C, H, W)."""
@@ -204,7 +206,7 @@ class ConvTranspose2D(WeightedLayer):
         shape = (in_channels, out_channels // groups, *kernel)
         # Of the kernel's pixels only every stride-th meets a given output pixel.
         fan_in = in_channels // groups * prod(kernel) / prod(check.pair(stride, "stride"))
-        self._begin(shape, fan_in, out_channels if bias else 0, dtype, rng)
+        self._begin(shape, fan_in, out_channels if check.flag(bias, "bias") else 0, dtype, rng)
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, F, H', W') for x (N, C, H, W)."""

@@ -69,7 +69,8 @@ class Dense(WeightedLayer):
         self.out_features = check.integer(out_features, "out_features", 1)
         self.activation = check.choice(activation, "activation", ACTIVATIONS)
         shape = (self.in_features, self.out_features)
-        self._begin(shape, self.in_features, self.out_features if bias else 0, dtype, rng)
+        biases = self.out_features if check.flag(bias, "bias") else 0
+        self._begin(shape, self.in_features, biases, dtype, rng)
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, out_features) for x (N, in_features)."""

@@ -72,9 +72,9 @@ class BatchNorm2D(Layer):
         self.num_features = check.integer(num_features, "num_features", 1)
         self.eps = check.number(eps, "eps", 0.0)
         self.momentum = check.number(momentum, "momentum", 0.0)
-        self.affine = affine
+        self.affine = check.flag(affine, "affine")
         self.dtype = checked_dtype(dtype)
-        if affine:
+        if self.affine:
             self.params["weight"] = np.ones(self.num_features, self.dtype)
             self.params["bias"] = np.zeros(self.num_features, self.dtype)
         self.grads.update({name: np.zeros_like(array) for name, array in self.params.items()})

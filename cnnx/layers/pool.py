@@ -69,7 +69,7 @@ class MaxPool2D(Layer):
         self.padding = padding
         check.pair(dilation, "dilation")
         self.dilation = dilation
-        self.ceil_mode = ceil_mode
+        self.ceil_mode = check.flag(ceil_mode, "ceil_mode")
 
     def forward(self, x: Array) -> Array:
         """Return the maxima (N, C, H', W') of x (N, C, H, W)."""
@@ -147,8 +147,8 @@ class AvgPool2D(Layer):
         self.pool_size = pool_size
         self.stride = stride
         self.padding = padding
-        self.ceil_mode = ceil_mode
-        self.count_include_pad = count_include_pad
+        self.ceil_mode = check.flag(ceil_mode, "ceil_mode")
+        self.count_include_pad = check.flag(count_include_pad, "count_include_pad")
 
     def _options(self) -> tuple[Any, ...]:
         return self.pool_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
