@@ -323,9 +323,14 @@ def set_winograd(bint on):
     return before
 
 
-cdef bint winograd_pays(const cnnx_conv *p) noexcept:
-    """The choice between Winograd and the direct path, by shape."""
-    return winograd_on and p.C >= 8 and p.M >= 8
+cdef bint winograd_pays(const cnnx_conv *p, int64_t channels, int64_t tiles) noexcept:
+    """The choice between Winograd and the direct sum, by shape.
+
+    The transforms are shared by `channels` at least, and the transformed weights, four times the size
+    of the weights, by a number of tiles. benchmarks.layers shows both limits.
+    """
+    return (winograd_on and p.C >= channels and p.M >= channels
+            and p.N * ((p.rows + 3) // 4) * ((p.cols + 3) // 4) >= tiles)
 
 
 cdef bint direct_pays(const cnnx_conv *p) noexcept:
@@ -336,7 +341,7 @@ cdef bint direct_pays(const cnnx_conv *p) noexcept:
 cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p) except -1:
     cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
     cdef cnnx_task pack = k.pack_weights, task = k.conv
-    if winograd_pays(p) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
+    if winograd_pays(p, 8, 16) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
         pack, task = k.winograd_weights, k.winograd
     elif direct_pays(p) and k.direct_plan(p):
         task = k.direct
@@ -444,7 +449,7 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
     threads = threads_for(
         w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.C * KH * KW
     )
-    if winograd_pays(&w.conv) and k.winograd_weight_plan != NULL and k.winograd_weight_plan(&w):
+    if winograd_pays(&w.conv, 24, 24) and k.winograd_weight_plan != NULL and k.winograd_weight_plan(&w):
         partial = take(w.shared * sizeof(float))
         w.partial = partial.data
         for w.group in range(groups):
@@ -453,7 +458,7 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
                 run(k.winograd_weight_product, &w, 36, w.scratch, threads)
             run(k.winograd_weight_out, &w, w.conv.M, 0, threads)
         return
-    if w.conv.C <= 4 and k.direct_weight_plan(&w):
+    if w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
         task = k.direct_weight
     else:
         k.conv_weight_plan(&w)

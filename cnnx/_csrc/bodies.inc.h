@@ -4,6 +4,7 @@
 #include "gemm.inc.h"
 #include "pack.inc.h"
 #include "conv.inc.h"
+#include "conv_weight.inc.h"
 #include "direct.inc.h"
 #if defined(WINOGRAD)
 #include "winograd.inc.h"

@@ -1,11 +1,10 @@
-/* Convolution as an implicit matrix product: patches are packed a panel at a time, never stored whole.
+/* Convolution as an implicit matrix product, forward and input gradient: patches are packed a panel at a
+ * time, never stored whole.
  *
- * Forward and input gradient (conv): for each block of KC of the depth and each panel of NR pixels, the
+ * For each block of KC of the depth and each panel of NR pixels, the
  * patches are packed (KC*NR floats: they stay in the first-level cache) and meet every panel of weights
  * (which stream from the second level). A tile of pixels may run over the end of a row or
  * of an image: then it goes through a small buffer. So 7x7 images fill the tiles too.
- *
- * Weight gradient (conv_weight): inner products of rows of the output's gradient with rows of patches.
  */
 
 /* A dense 1x1 convolution sees each plane as one long row: no row ends inside a tile. */
@@ -103,86 +102,4 @@ static void FN(conv)(const void *problem, int64_t task, void *scratch)
         }
         k0 += kc;
     } while (k0 < p->depth);
-}
-
-/* Pixels packed at a time: 128 output channels and 192 rows of patches of it fill half the second level. */
-enum { FN(PIXELS) = 1024 / sizeof(T) };
-
-static int64_t FN(up)(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-static void FN(conv_weight_plan)(cnnx_conv_weight *w)
-{
-    cnnx_conv *p = &w->conv;
-    FN(flatten)(p);
-    p->pixels = p->N * p->rows * p->cols;
-    p->depth = p->C * p->taps;
-    w->m_block = p->M < 128 ? FN(up)(p->M, DOT_M) : 128;
-    w->k_block = p->depth < 192 ? FN(up)(p->depth, DOT_N) : 192;
-    w->m_blocks = (p->M + w->m_block - 1) / w->m_block;
-    w->k_blocks = (p->depth + w->k_block - 1) / w->k_block;
-    /* Enough pieces that 32 tasks can be had, as long as the partial sums stay below 4 Mi elements. */
-    const int64_t outputs = p->groups * w->m_blocks * w->k_blocks;
-    const int64_t size = p->groups * p->M * p->depth;
-    int64_t chunks = (p->pixels + FN(PIXELS) - 1) / FN(PIXELS);
-    int64_t pieces = (32 + outputs - 1) / outputs;
-    if (pieces * size > (4 << 20)) pieces = (4 << 20) / size;
-    if (pieces > chunks) pieces = chunks;
-    if (pieces < 1) pieces = 1;
-    const int64_t per_piece = (chunks + pieces - 1) / pieces;
-    w->piece = per_piece * FN(PIXELS);
-    w->pieces = (chunks + per_piece - 1) / per_piece;
-    w->tasks = w->pieces * outputs;
-    w->scratch = (size_t)((w->m_block + w->k_block) * FN(PIXELS)) * sizeof(T);
-}
-
-static void FN(conv_weight)(const void *problem, int64_t task, void *scratch)
-{
-    const cnnx_conv_weight *w = problem;
-    const cnnx_conv *p = &w->conv;
-    const int64_t kb = task % w->k_blocks, mb = task / w->k_blocks % w->m_blocks,
-                  g = task / w->k_blocks / w->m_blocks % p->groups,
-                  piece = task / w->k_blocks / w->m_blocks / p->groups;
-    const int64_t m0 = mb * w->m_block, k0 = kb * w->k_block;
-    const int64_t m1 = m0 + w->m_block < p->M ? m0 + w->m_block : p->M;
-    const int64_t k1 = k0 + w->k_block < p->depth ? k0 + w->k_block : p->depth;
-    const int64_t begin = piece * w->piece;
-    const int64_t end = begin + w->piece < p->pixels ? begin + w->piece : p->pixels;
-    const int64_t mr = FN(up)(m1 - m0, DOT_M), kr = FN(up)(k1 - k0, DOT_N);
-    T *grad = scratch, *patches = grad + w->m_block * FN(PIXELS);
-    T *out = w->pieces > 1 ? (T *)w->partial + piece * p->groups * p->M * p->depth : (T *)w->grad;
-    out += g * p->M * p->depth;
-
-    for (int64_t k = k1 - k0; k < kr; k++) /* rows that only fill up the last tile */
-        for (int64_t j = 0; j < FN(PIXELS); j++) patches[k * FN(PIXELS) + j] = 0;
-    for (int64_t q0 = begin; q0 < end; q0 += FN(PIXELS)) {
-        const int64_t q1 = q0 + FN(PIXELS) < end ? q0 + FN(PIXELS) : end;
-        const int64_t n = FN(up)(q1 - q0, VL);
-        FN(pack_grad)(p, g, q0, q1, m0, m1, mr, grad, FN(PIXELS));
-        FN(pack_patches)(p, g, q0, q1, n, k0, k1, patches, FN(PIXELS));
-        for (int64_t k = k0; k < k1; k += DOT_N)
-            for (int64_t m = m0; m < m1; m += DOT_M) {
-                T tile[DOT_M * DOT_N];
-                FN(dot_tile)(n, grad + (m - m0) * FN(PIXELS), FN(PIXELS),
-                             patches + (k - k0) * FN(PIXELS), FN(PIXELS), tile);
-                for (int64_t i = 0; i < DOT_M && m + i < m1; i++)
-                    for (int64_t j = 0; j < DOT_N && k + j < k1; j++) {
-                        T *to = out + (m + i) * p->depth + k + j;
-                        *to = (q0 == begin ? 0 : *to) + tile[i * DOT_N + j];
-                    }
-            }
-    }
-}
-
-static void FN(conv_weight_sum)(const void *problem, int64_t task, void *scratch)
-{
-    const cnnx_conv_weight *w = problem;
-    (void)scratch;
-    const int64_t depth = w->conv.depth, size = w->conv.groups * w->conv.M * depth;
-    T *to = (T *)w->grad + task * depth;
-    const T *from = (const T *)w->partial + task * depth;
-    for (int64_t k = 0; k < depth; k++) {
-        T sum = from[k];
-        for (int64_t s = 1; s < w->pieces; s++) sum += from[s * size + k];
-        to[k] = sum;
-    }
 }

@@ -13,22 +13,15 @@ enum { FN(STRIP) = 20 * 1024 / sizeof(T) }; /* of the first level's 32 KiB */
 static int FN(direct_plan)(cnnx_conv *p)
 {
     if (p->taps == 0) return 0;
-    int64_t top = p->dh[0], left = p->dw[0], bottom = top, right = left;
-    for (int64_t t = 1; t < p->taps; t++) {
-        if (p->dh[t] < top) top = p->dh[t];
-        if (p->dh[t] > bottom) bottom = p->dh[t];
-        if (p->dw[t] < left) left = p->dw[t];
-        if (p->dw[t] > right) right = p->dw[t];
-    }
-    const int64_t extent_h = (bottom - top) / p->sh, extent_w = (right - left) / p->sw;
-    p->top = top;
-    p->left = left;
+    int64_t bottom, right;
+    FN(reach)(p, &bottom, &right);
+    const int64_t extent_h = (bottom - p->top) / p->sh, extent_w = (right - p->left) / p->sw;
     p->depth = p->C * p->taps;
     p->panels = (p->M + MR - 1) / MR;
     p->packed_size = p->groups * p->panels * p->depth * MR;
     /* Phases that no tap uses are left out; a row has room for its last tile. */
-    p->phases_h = p->sh < bottom - top + 1 ? p->sh : bottom - top + 1;
-    p->phases_w = p->sw < right - left + 1 ? p->sw : right - left + 1;
+    p->phases_h = p->sh < bottom - p->top + 1 ? p->sh : bottom - p->top + 1;
+    p->phases_w = p->sw < right - p->left + 1 ? p->sw : right - p->left + 1;
     p->image_width = p->cols + extent_w + NR;
     const int64_t row = p->C * p->phases_h * p->phases_w * p->image_width;
     int64_t block = FN(STRIP) / row - extent_h;
@@ -53,16 +46,6 @@ static void FN(direct_offsets)(const cnnx_conv *p, int64_t *offset)
             const int64_t plane = (c * p->phases_h + h % p->sh) * p->phases_w + w % p->sw;
             *offset++ = plane * p->plane + h / p->sh * p->image_width + w / p->sw;
         }
-}
-
-static inline void FN(copy_every)(const T *restrict from, int64_t step, int64_t n, T *restrict to)
-{
-    if (step == 1)
-        for (int64_t j = 0; j < n; j++) to[j] = from[j];
-    else if (step == 2) /* a constant the compiler can make shuffles of */
-        for (int64_t j = 0; j < n; j++) to[j] = from[2 * j];
-    else
-        for (int64_t j = 0; j < n; j++) to[j] = from[step * j];
 }
 
 /* Copies what output rows i0 .. i0+n-1 of image n, group g read, row after row of the image: a prefetcher

@@ -1,7 +1,7 @@
 /* Everything of one instruction set: the bodies, once for float and once for double, and their tables.
  *
  * Included by isa_*.c, which set ISA (a name), VECTOR_BYTES and the register tiles MR, NV (vectors of
- * pixels), DOT_M, DOT_N. A new instruction set is a new isa_*.c of ten lines and an entry in dispatch.c
+ * pixels), WM, DOT_M, DOT_N. A new instruction set is a new isa_*.c of ten lines and an entry in dispatch.c
  * and setup.py; a new kernel is a new .inc.h here and an entry in the table.
  */
 #include "kernels.h"
@@ -17,6 +17,7 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define STRING(a) STRING_(a)
 #define VL ((int)(VECTOR_BYTES / sizeof(T)))
 #define NR (NV * VL)
+#define WV 2 /* vectors of output channels in the weight gradient's tile, WM numbers of the input */
 
 #if defined(__GNUC__)
 /* Without the pragma gcc -O2 keeps the tile in memory: 66 % of the peak instead of 94 %. */
@@ -30,23 +31,30 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define restrict __restrict
 #endif
 
+#if defined(__GNUC__) && (__GNUC__ >= 12 || defined(__clang__)) /* __builtin_shufflevector */
+#define SHUFFLE
+#endif
+
 #define T float
+#define SIZE 4
 #define TYPE f32
 #define EXP expf
 #define TANH tanhf
 #define ERFC erfcf
-#if defined(__GNUC__) && (__GNUC__ >= 12 || defined(__clang__)) /* __builtin_shufflevector */
+#if defined(SHUFFLE)
 #define WINOGRAD
 #endif
 #include "bodies.inc.h"
 #undef WINOGRAD
 #undef T
+#undef SIZE
 #undef TYPE
 #undef EXP
 #undef TANH
 #undef ERFC
 
 #define T double
+#define SIZE 8
 #define TYPE f64
 #define EXP exp
 #define TANH tanh

@@ -4,6 +4,7 @@
 #define VECTOR_BYTES 64
 #define MR 8
 #define NV 2
+#define WM 8
 #define DOT_M 4
 #define DOT_N 4
 #include "isa.inc.h"

@@ -54,6 +54,8 @@ typedef struct {
     int64_t phases_h, phases_w;
 } cnnx_conv;
 
+enum { CNNX_PLANES, CNNX_WINDOWS, CNNX_PATCHES }; /* x itself, copies with their border, implicit im2col */
+
 /* Weight gradient of the convolution above, with the output's gradient in `y` (read only):
  *
  *   grad[g, m, c, t] = sum over n, i, j of y[n, g*M + m, i, j] * x[n, g*C + c, i*sh + dh[t], j*sw + dw[t]]
@@ -64,7 +66,12 @@ typedef struct {
     cnnx_conv conv;                /* x, y and sizes; weight, bias and packed unused */
     void *grad;
     void *partial;                 /* pieces * groups*M*depth elements when pieces > 1, else NULL */
-    int64_t pieces, piece;         /* pixels in a piece, a multiple of the chunk */
+    /* set by the plans. conv_weight: chunks in a piece, and in all; the pixels of a chunk; where it finds its
+     * numbers of x; rows and columns of the copy of an image's part, elements of it or of the patches. */
+    int64_t pieces, piece, chunks;
+    int64_t chunk_images, chunk_rows, chunk_cols, window_rows, window_cols, x_size;
+    int source;
+    int64_t extent_h, extent_w, step_h, step_w; /* what the taps reach over, the stride in the copy */
     int64_t m_block, m_blocks, k_block, k_blocks;
     int64_t tasks;
     size_t scratch;

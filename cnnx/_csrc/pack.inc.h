@@ -17,6 +17,19 @@ static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
         }
 }
 
+/* How far the taps reach: top, left into the problem, the last row and column into bottom, right. */
+static void FN(reach)(cnnx_conv *p, int64_t *bottom, int64_t *right)
+{
+    p->top = *bottom = p->dh[0];
+    p->left = *right = p->dw[0];
+    for (int64_t t = 1; t < p->taps; t++) {
+        if (p->dh[t] < p->top) p->top = p->dh[t];
+        if (p->dh[t] > *bottom) *bottom = p->dh[t];
+        if (p->dw[t] < p->left) p->left = p->dw[t];
+        if (p->dw[t] > *right) *right = p->dw[t];
+    }
+}
+
 /* Pixels of one output row: flattened pixels q .. q+len-1 are (n, i, j .. j+len-1). */
 typedef struct {
     int64_t n, i, j, len;
@@ -78,25 +91,60 @@ static void FN(pack_patches)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t 
         for (int64_t j = q1 - q0; j < width; j++) out[k * ld + j] = 0;
 }
 
-/* The output's gradient: out[(m - m0)*ld + (q - q0)] for m0 <= m < m1, zero up to row `rows`. */
-static void FN(pack_grad)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t q1, int64_t m0, int64_t m1,
-                          int64_t rows, T *restrict out, int64_t ld)
+static inline void FN(copy_every)(const T *restrict from, int64_t step, int64_t n, T *restrict to)
 {
-    const int64_t plane = p->rows * p->cols;
-    for (int64_t q = q0; q < q1;) {
-        const int64_t n = q / plane, pixel = q % plane;
-        const int64_t len = plane - pixel < q1 - q ? plane - pixel : q1 - q;
-        for (int64_t m = m0; m < m1; m++)
-            memcpy(out + (m - m0) * ld + (q - q0),
-                   (const T *)p->y + ((n * p->groups + g) * p->M + m) * plane + pixel,
-                   (size_t)len * sizeof(T));
-        q += len;
-    }
-    for (int64_t i = 0; i < rows; i++) {
-        const int64_t from = i < m1 - m0 ? q1 - q0 : 0;
-        for (int64_t j = from; j < ld; j++) out[i * ld + j] = 0;
-    }
+    if (step == 1)
+        for (int64_t j = 0; j < n; j++) to[j] = from[j];
+    else if (step == 2) /* a constant the compiler can make shuffles of */
+        for (int64_t j = 0; j < n; j++) to[j] = from[2 * j];
+    else
+        for (int64_t j = 0; j < n; j++) to[j] = from[step * j];
 }
+
+/* Transposition: to[q*ldo + r] = from[r*ld + q] for q < n and r < rows, zero for rows <= r < VL.
+ *
+ * Blocks of VL x VL by log2(VL) rounds of a perfect shuffle: row i is dealt together with row i + VL/2. */
+#if defined(SHUFFLE)
+#if VECTOR_BYTES / SIZE == 2
+#define LOW 0, 2
+#define HIGH 1, 3
+#elif VECTOR_BYTES / SIZE == 4
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#elif VECTOR_BYTES / SIZE == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+#endif
+static void FN(transpose)(const T *restrict from, int64_t ld, int64_t rows, int64_t n, T *restrict to,
+                          int64_t ldo)
+{
+    int64_t q = 0;
+#if defined(SHUFFLE)
+    for (; q + VL <= n; q += VL, from += VL, to += VL * ldo) {
+        V a[VL], b[VL];
+        UNROLL for (int r = 0; r < VL; r++) {
+            a[r] = (V){0};
+            if (r < rows) a[r] = *(const VU *)(from + r * ld);
+        }
+        UNROLL for (int round = 1; round < VL; round *= 2) {
+            UNROLL for (int r = 0; r < VL / 2; r++) {
+                b[2 * r] = __builtin_shufflevector(a[r], a[r + VL / 2], LOW);
+                b[2 * r + 1] = __builtin_shufflevector(a[r], a[r + VL / 2], HIGH);
+            }
+            UNROLL for (int r = 0; r < VL; r++) a[r] = b[r];
+        }
+        UNROLL for (int r = 0; r < VL; r++) *(VU *)(to + r * ldo) = a[r];
+    }
+#endif
+    for (; q < n; q++, from++, to += ldo)
+        for (int64_t r = 0; r < VL; r++) to[r] = r < rows ? from[r * ld] : 0;
+}
+#undef LOW
+#undef HIGH
 
 /* Plain matrix into one panel: out[k*width + i] = x[i*step + k*along] for i < n, zero up to width. */
 static void FN(pack_panel)(const T *restrict x, int64_t step, int64_t along, int64_t n, int64_t kc,
