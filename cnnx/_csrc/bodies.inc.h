@@ -5,6 +5,7 @@
 #include "pack.inc.h"
 #include "conv.inc.h"
 #include "conv_weight.inc.h"
+#include "depthwise.inc.h"
 #include "direct.inc.h"
 #if defined(WINOGRAD)
 #include "winograd.inc.h"
@@ -54,6 +55,10 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .norm_backward = FN(norm_backward),
 };
 
+#undef LOW
+#undef HIGH
+#undef EVEN
+#undef ODD
 #undef V
 #undef VU
 #undef FN

@@ -12,14 +12,6 @@
 #define WN (WV * VL) /* output channels in a panel */
 enum { FN(WINDOW) = 128 * 1024 / sizeof(T) }; /* of the copy; with a panel it stays in the second level */
 
-/* The largest block not above `most` that cuts n without a small rest. */
-static int64_t FN(share)(int64_t n, int64_t most)
-{
-    if (most < 1) most = 1;
-    const int64_t blocks = n > most ? (n + most - 1) / most : 1;
-    return (n + blocks - 1) / blocks;
-}
-
 /* Chunks are part of a row, or some rows, or some images: consecutive pixels in each case. */
 /* Chunks are part of a row, or some rows, or some images: consecutive pixels in each case. */
 static void FN(conv_weight_plan)(cnnx_conv_weight *w)

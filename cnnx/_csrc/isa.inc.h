@@ -20,14 +20,27 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define WV 2 /* vectors of output channels in the weight gradient's tile, WM numbers of the input */
 
 #if defined(__GNUC__)
+/* Keeps a vector in its register, which the compiler would rather load again for each use. */
+#if defined(__x86_64__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define KEEP(v) __asm__("" : "+w"(v))
+#else
+#define KEEP(v)
+#endif
 /* Without the pragma gcc -O2 keeps the tile in memory: 66 % of the peak instead of 94 %. */
 #define UNROLL _Pragma("GCC unroll 16")
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
+#define PREFETCH(p) __builtin_prefetch(p)
+#define PREVENT_MEMCPY __asm__ volatile("") /* a call for three numbers costs more than they do */
 #else
+#define KEEP(v)
 #define UNROLL
 #define ALWAYS_INLINE inline
 #define NOINLINE
+#define PREFETCH(p)
+#define PREVENT_MEMCPY
 #define restrict __restrict
 #endif
 

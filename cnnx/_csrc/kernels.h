@@ -38,6 +38,7 @@ typedef struct {
     int64_t rows, cols, sh, sw;
     int64_t YH, YW, oy, ox, ty, tx;
     int64_t taps;
+    int64_t split; /* not 0: two phases of columns, tx = 2 apart, the even one with the taps below split */
     const int64_t *dh, *dw, *w_tap;
     int64_t w_group, w_out, w_in;
     int activation;
@@ -51,7 +52,8 @@ typedef struct {
      * taps in order, tiles in an image, size of a plane, and the copy of an image's rows. direct_plan
      * uses them alike; there block counts rows. */
     int64_t top, left, tap[9], tile_rows, tile_cols, plane, image_width, image_size;
-    int64_t phases_h, phases_w;
+    int64_t phases_h, phases_w, extent_h;
+    int shared_rows;
 } cnnx_conv;
 
 enum { CNNX_PLANES, CNNX_WINDOWS, CNNX_PATCHES }; /* x itself, copies with their border, implicit im2col */

@@ -1,5 +1,30 @@
 /* Packers: they bring weights, patches and plain matrices into the panels that the tiles read. */
 
+/* Lists of lanes for __builtin_shufflevector. */
+#if defined(SHUFFLE)
+#if VECTOR_BYTES / SIZE == 2
+#define LOW 0, 2
+#define HIGH 1, 3
+#define EVEN 0, 2
+#define ODD 1, 3
+#elif VECTOR_BYTES / SIZE == 4
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#elif VECTOR_BYTES / SIZE == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#endif
+#endif
+
 /* Weights into panels of MR output channels: packed[g][panel][k][i], contract in kernels.h. */
 static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
 {
@@ -28,6 +53,14 @@ static void FN(reach)(cnnx_conv *p, int64_t *bottom, int64_t *right)
         if (p->dw[t] < p->left) p->left = p->dw[t];
         if (p->dw[t] > *right) *right = p->dw[t];
     }
+}
+
+/* The largest block not above `most` that cuts n without a small rest. */
+static int64_t FN(share)(int64_t n, int64_t most)
+{
+    if (most < 1) most = 1;
+    const int64_t blocks = n > most ? (n + most - 1) / most : 1;
+    return (n + blocks - 1) / blocks;
 }
 
 /* Pixels of one output row: flattened pixels q .. q+len-1 are (n, i, j .. j+len-1). */
@@ -91,34 +124,88 @@ static void FN(pack_patches)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t 
         for (int64_t j = q1 - q0; j < width; j++) out[k * ld + j] = 0;
 }
 
+/* Copies of short rows: cheaper than a call of memcpy. */
+static ALWAYS_INLINE void FN(copy)(const T *restrict from, int64_t n, T *restrict to)
+{
+    int64_t j = 0;
+    for (; j + VL <= n; j += VL) {
+        *(VU *)(to + j) = *(const VU *)(from + j);
+        PREVENT_MEMCPY;
+    }
+    if (VL > 8 && n & 8) {
+        memcpy(to + j, from + j, 8 * sizeof(T));
+        j += 8;
+    }
+    if (VL > 4 && n & 4) {
+        memcpy(to + j, from + j, 4 * sizeof(T));
+        j += 4;
+    }
+    for (; j < n; j++) {
+        to[j] = from[j];
+        PREVENT_MEMCPY;
+    }
+}
+
+static ALWAYS_INLINE void FN(zero)(int64_t n, T *to)
+{
+    int64_t j = 0;
+    for (; j + VL <= n; j += VL) {
+        *(VU *)(to + j) = (VU){0};
+        PREVENT_MEMCPY;
+    }
+    for (; j < n; j++) {
+        to[j] = 0;
+        PREVENT_MEMCPY;
+    }
+}
+
 static inline void FN(copy_every)(const T *restrict from, int64_t step, int64_t n, T *restrict to)
 {
     if (step == 1)
-        for (int64_t j = 0; j < n; j++) to[j] = from[j];
+        FN(copy)(from, n, to);
     else if (step == 2) /* a constant the compiler can make shuffles of */
         for (int64_t j = 0; j < n; j++) to[j] = from[2 * j];
     else
         for (int64_t j = 0; j < n; j++) to[j] = from[step * j];
 }
 
+/* The numbers of even and of odd place, for n of each, a multiple of VL. */
+static ALWAYS_INLINE void FN(deal)(const T *restrict from, int64_t n, T *restrict even, T *restrict odd)
+{
+    for (int64_t j = 0; j < n; j += VL) {
+#if defined(SHUFFLE)
+        const V a = *(const VU *)(from + 2 * j), b = *(const VU *)(from + 2 * j + VL);
+        *(VU *)(even + j) = __builtin_shufflevector(a, b, EVEN);
+        *(VU *)(odd + j) = __builtin_shufflevector(a, b, ODD);
+#else
+        for (int64_t l = j; l < j + VL; l++) {
+            even[l] = from[2 * l];
+            odd[l] = from[2 * l + 1];
+        }
+#endif
+    }
+}
+
+/* Even and odd numbers back together. */
+static ALWAYS_INLINE void FN(interleave)(V even, V odd, T *to)
+{
+#if defined(SHUFFLE)
+    *(VU *)to = __builtin_shufflevector(even, odd, LOW);
+    *(VU *)(to + VL) = __builtin_shufflevector(even, odd, HIGH);
+#else
+    T a[VL], b[VL];
+    *(VU *)a = even;
+    *(VU *)b = odd;
+    for (int l = 0; l < VL; l++) {
+        to[2 * l] = a[l];
+        to[2 * l + 1] = b[l];
+    }
+#endif
+}
+
 /* Transposition: to[q*ldo + r] = from[r*ld + q] for q < n and r < rows, zero for rows <= r < VL.
  *
  * Blocks of VL x VL by log2(VL) rounds of a perfect shuffle: row i is dealt together with row i + VL/2. */
-#if defined(SHUFFLE)
-#if VECTOR_BYTES / SIZE == 2
-#define LOW 0, 2
-#define HIGH 1, 3
-#elif VECTOR_BYTES / SIZE == 4
-#define LOW 0, 4, 1, 5
-#define HIGH 2, 6, 3, 7
-#elif VECTOR_BYTES / SIZE == 8
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#endif
-#endif
 static void FN(transpose)(const T *restrict from, int64_t ld, int64_t rows, int64_t n, T *restrict to,
                           int64_t ldo)
 {
@@ -143,9 +230,6 @@ static void FN(transpose)(const T *restrict from, int64_t ld, int64_t rows, int6
     for (; q < n; q++, from++, to += ldo)
         for (int64_t r = 0; r < VL; r++) to[r] = r < rows ? from[r * ld] : 0;
 }
-#undef LOW
-#undef HIGH
-
 /* Plain matrix into one panel: out[k*width + i] = x[i*step + k*along] for i < n, zero up to width. */
 static void FN(pack_panel)(const T *restrict x, int64_t step, int64_t along, int64_t n, int64_t kc,
                            int64_t width, T *restrict out)
