@@ -1,0 +1,609 @@
+"""Two backends, one behaviour: the same functions, the same answers, and every way to choose.
+
+What the results should be is held elsewhere, for each backend; here they are held against each
+other, on sizes too large for plain loops, and the choices (backend, instruction set, Winograd) are
+made to show that they were followed.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from conftest import ISAS, KERNELS, forced_isa
+from fresh import complaint, printed, python
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from tolerances import assert_close
+
+import cnnx
+from cnnx import _config, _dispatch, _fallback
+
+needs_kernels = pytest.mark.skipif(KERNELS is None, reason="the compiled kernels are missing")
+KERNELS_MODULE: Any = KERNELS
+
+# What the compiled kernels have beside the functions of a backend.
+CONTROL = {
+    "available_isas",
+    "isa",
+    "use_isa",
+    "tile",
+    "build_info",
+    "set_winograd",
+    "memory_stats",
+    "empty_cache",
+}
+
+WITHOUT_KERNELS = "import sys; sys.modules['cnnx._kernels'] = None; "
+
+
+# ---------------------------------------------------------------------------- the same functions
+
+
+def functions(module: ModuleType) -> dict[str, list[tuple[str, Any]]]:
+    """The public functions a module defines: names and defaults of their arguments."""
+    return {
+        name: [(p.name, p.default) for p in inspect.signature(value).parameters.values()]
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", "") == module.__name__
+    }
+
+
+@needs_kernels
+def test_same_functions_with_the_same_arguments() -> None:
+    compiled = functions(KERNELS_MODULE)
+    assert set(compiled) >= CONTROL
+    assert {name: compiled[name] for name in set(compiled) - CONTROL} == functions(_fallback)
+
+
+def test_stub_has_the_same_functions() -> None:
+    # A stub is read by type checkers alone: nothing else would notice that it drifted.
+    tree = ast.parse(Path(_fallback.__file__).with_name("_kernels.pyi").read_text())
+    stub = {
+        node.name: [argument.arg for argument in node.args.args]
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    real = functions(_fallback if KERNELS is None else KERNELS_MODULE)
+    if KERNELS is None:
+        stub = {name: names for name, names in stub.items() if name not in CONTROL}
+    assert stub == {name: [argument for argument, _ in real[name]] for name in real}
+
+
+# ---------------------------------------------------------------------------- the same answers
+
+
+@pytest.fixture(params=ISAS or ["none"])
+def compiled_isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set of this CPU in turn."""
+    if KERNELS is None:
+        pytest.skip("the compiled kernels are missing")
+    return str(request.param)
+
+
+def on_both(isa: str, name: str, *arguments: Any, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """The results of a function on the compiled kernels beside those of the fallback."""
+    function = getattr(cnnx, name)
+    with forced_isa(isa):
+        compiled = function(*arguments, **options)
+    with cnnx.use_backend("numpy"):
+        plain = function(*arguments, **options)
+    if not isinstance(compiled, tuple):
+        compiled, plain = (compiled,), (plain,)
+    yield from zip(compiled, plain, strict=True)
+
+
+def assert_same(pairs: Iterator[tuple[Any, Any]]) -> None:
+    """Assert equal bits, dtypes and shapes."""
+    for compiled, plain in pairs:
+        assert compiled.dtype == plain.dtype
+        assert_array_equal(compiled, plain, strict=True)
+
+
+def same_within(pairs: Iterator[tuple[Any, Any]], roundings: float, scale: float) -> None:
+    for compiled, plain in pairs:
+        assert compiled.dtype == plain.dtype
+        assert_close(compiled, plain.astype(np.float64), roundings=2 * roundings, scale=scale)
+
+
+class Geometry:
+    """Strategies for geometries beyond the loops' reach: several tiles, panels and vectors."""
+
+    dtypes = st.sampled_from([np.float32, np.float64])
+    images = st.integers(1, 3)
+    sizes = st.integers(1, 40)
+    steps = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    pads = st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, largest: int = 40) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """x, weight, bias, and options with which there is an output."""
+    dtype = draw(Geometry.dtypes)
+    groups = draw(st.sampled_from([1, 1, 1, 2, 5]))
+    # Up to 4 channels, 8 and more: each is an algorithm of its own.
+    channels, filters = (draw(st.sampled_from([1, 2, 4, 5, 8, 17, 33])) for _ in range(2))
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (2, 5), (7, 4), (1, 3)]))
+    dilation, pads = draw(Geometry.steps), draw(Geometry.pads)
+    size = [
+        draw(st.integers(max(1, (k - 1) * d + 1 - sum(p)), largest))
+        for k, d, p in zip(kernel, dilation, pads, strict=True)
+    ]
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    x = naive.integers(rng, (draw(Geometry.images), channels * groups, *size), dtype)
+    weight = naive.integers(rng, (filters * groups, channels, *kernel), dtype)
+    bias = draw(st.sampled_from([None, naive.integers(rng, weight.shape[:1], dtype)]))
+    stride = draw(Geometry.steps)
+    options = {"stride": stride, "padding": pads, "dilation": dilation, "groups": groups}
+    return x, weight, bias, options
+
+
+@settings(max_examples=40)
+@given(problem=convolutions(), relu=st.booleans())
+def test_convolution(compiled_isa: str, problem: Any, relu: bool) -> None:
+    x, weight, bias, options = problem
+    activation = "relu" if relu else None
+    assert_same(on_both(compiled_isa, "conv2d", x, weight, bias, activation=activation, **options))
+    shape = cnnx.conv2d(x, weight, **options).shape
+    grad_out = naive.integers(np.random.default_rng(1), shape, x.dtype)
+    assert_same(on_both(compiled_isa, "conv2d_backward", grad_out, x, weight, **options))
+
+
+@settings(max_examples=30)
+@given(problem=convolutions(largest=20))  # strides enlarge it
+def test_transposed_convolution(compiled_isa: str, problem: Any) -> None:
+    # The convolution's output is the transposed one's input, and its weight is already laid out.
+    image, weight, _, options = problem
+    shape = cnnx.conv2d(image, weight, **options).shape
+    x = naive.integers(np.random.default_rng(2), shape, image.dtype)
+    span = [(w - 1) * d for w, d in zip(weight.shape[2:], options["dilation"], strict=True)]
+    reach = [(n - 1) * s for n, s in zip(x.shape[2:], options["stride"], strict=True)]
+    cut = [max(sum(p) - a - b, 0) for p, a, b in zip(options["padding"], span, reach, strict=True)]
+    if any(cut):  # what is cut off the rim would leave nothing
+        options = {**options, "padding": 0}
+    bias = naive.integers(np.random.default_rng(3), (weight.shape[1] * options["groups"],), x.dtype)
+    assert_same(on_both(compiled_isa, "conv_transpose2d", x, weight, bias, **options))
+    shape = cnnx.conv_transpose2d(x, weight, **options).shape
+    grad_out = naive.integers(np.random.default_rng(4), shape, x.dtype)
+    assert_same(on_both(compiled_isa, "conv_transpose2d_backward", grad_out, x, weight, **options))
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_pooling(compiled_isa: str, data: st.DataObject) -> None:
+    window = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    pads = tuple((min(a, k - 1), min(b, k - 1)) for (a, b), k in zip(
+        data.draw(Geometry.pads), window, strict=True
+    ))  # fmt: skip
+    size = tuple(data.draw(st.integers(k, 40)) for k in window)
+    shape = (data.draw(Geometry.images), data.draw(st.integers(1, 9)), *size)
+    x = naive.integers(np.random.default_rng(5), shape, data.draw(Geometry.dtypes))
+    options: dict[str, Any] = {
+        "pool_size": window,
+        "stride": data.draw(Geometry.steps),
+        "padding": pads,
+        "ceil_mode": data.draw(st.booleans()),
+    }
+    with cnnx.use_backend("numpy"):
+        out, indices = cnnx.max_pool2d(x, return_indices=True, **options)
+    assert_same(on_both(compiled_isa, "max_pool2d", x, return_indices=True, **options))
+    grad_out = naive.integers(np.random.default_rng(6), out.shape, x.dtype)
+    assert_same(on_both(compiled_isa, "max_pool2d_backward", grad_out, indices, shape))
+    options["count_include_pad"] = data.draw(st.booleans())
+    # Sums of whole numbers are exact; then one division each, and where windows overlap the
+    # gradient adds up to 25 quotients of at most 3.
+    same_within(on_both(compiled_isa, "avg_pool2d", x, **options), 1, 3)
+    pairs = on_both(compiled_isa, "avg_pool2d_backward", grad_out, shape, **options)
+    same_within(pairs, 25, 25 * 3)
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 70),
+    inside=st.integers(1, 300),
+    columns=st.integers(1, 70),
+    dtype=Geometry.dtypes,
+)
+def test_linear(compiled_isa: str, rows: int, inside: int, columns: int, dtype: Any) -> None:
+    rng = np.random.default_rng(7)
+    x, weight = (naive.integers(rng, shape, dtype) for shape in ((rows, inside), (inside, columns)))
+    bias, grad_out = (naive.integers(rng, shape, dtype) for shape in ((columns,), (rows, columns)))
+    assert_same(on_both(compiled_isa, "linear", x, weight, bias, activation="relu"))
+    assert_same(on_both(compiled_isa, "linear_backward", grad_out, x, weight))
+
+
+@settings(max_examples=30)
+@given(shape=st.tuples(Geometry.images, st.integers(1, 9), Geometry.sizes, Geometry.sizes))
+@pytest.mark.parametrize(
+    "name", ["relu", "leaky_relu", "relu6", "sigmoid", "tanh", "gelu", "silu", "softmax"]
+)
+def test_elementwise(compiled_isa: str, name: str, dtype: Any, shape: Any) -> None:
+    rng = np.random.default_rng(8)
+    x, grad_out = (rng.uniform(-8, 8, shape).astype(dtype) for _ in range(2))
+    # Both are within a few roundings of the truth: test_activations holds each to it. Of the
+    # largest value there is, 8, for the derivatives lose digits where they are near 0.
+    same_within(on_both(compiled_isa, name, x), 4, 8)
+    same_within(on_both(compiled_isa, f"{name}_backward", grad_out, x), 8, 8)
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.tuples(Geometry.images, st.integers(1, 9), st.integers(2, 40), Geometry.sizes),
+    dtype=Geometry.dtypes,
+)
+def test_batch_norm(compiled_isa: str, shape: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(9)
+    x, grad_out = (rng.uniform(-3, 3, shape).astype(dtype) for _ in range(2))
+    weight, bias = (rng.uniform(1, 2, shape[1]).astype(dtype) for _ in range(2))
+    # eps keeps 1/sqrt(var) below 1: the error of the mean, of numbers up to 3, grows at most by the
+    # weight of 2.
+    options = {"eps": 1.0, "return_stats": True}
+    same_within(on_both(compiled_isa, "batch_norm2d", x, weight, bias, **options), 8, 9)
+    count = shape[0] * shape[2] * shape[3]
+    # Sums of `count` products of at most 3*6.
+    pairs = on_both(compiled_isa, "batch_norm2d_backward", grad_out, x, weight, eps=1.0)
+    same_within(pairs, 8, 18 * np.sqrt(count))
+
+
+# ---------------------------------------------------------------------------- choosing a backend
+
+
+def active() -> str:
+    return str(cnnx.config()["backend"])
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """The backend of before, whatever the test chose."""
+    before = active()
+    yield
+    cnnx.use_backend(before)  # type: ignore[arg-type]
+
+
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list to which each backend adds its name when it computes a softmax."""
+    calls: list[str] = []
+    modules = {"numpy": _fallback, **({"compiled": KERNELS} if KERNELS else {})}
+    for name, module in modules.items():
+        real = vars(module)["softmax"]
+
+        def softmax(*arguments: Any, name: str = name, real: Any = real) -> None:
+            calls.append(name)
+            real(*arguments)
+
+        monkeypatch.setattr(module, "softmax", softmax)
+    return calls
+
+
+@needs_kernels
+def test_the_chosen_one_answers(as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = answers(monkeypatch)
+    x = np.zeros((2, 3))
+    for name in ("numpy", "compiled", "numpy"):
+        cnnx.use_backend(name)
+        assert active() == name
+        cnnx.softmax(x)
+    with cnnx.use_backend("compiled"):
+        cnnx.softmax(x)
+    cnnx.softmax(x)
+    assert calls == ["numpy", "compiled", "numpy", "compiled", "numpy"]
+
+
+@needs_kernels
+def test_nested_blocks(as_before: None) -> None:
+    cnnx.use_backend("compiled")
+    with cnnx.use_backend("numpy"):
+        with cnnx.use_backend("compiled"):
+            assert active() == "compiled"
+            with cnnx.use_backend("numpy"):
+                assert active() == "numpy"
+            assert active() == "compiled"
+        assert active() == "numpy"
+    assert active() == "compiled"
+
+
+@needs_kernels
+def test_a_block_that_raises(as_before: None) -> None:
+    cnnx.use_backend("compiled")
+    with pytest.raises(KeyError, match="mine"), cnnx.use_backend("numpy"):
+        raise KeyError("mine")
+    assert active() == "compiled"
+
+
+@needs_kernels
+def test_a_block_entered_later_and_again(as_before: None) -> None:
+    block = cnnx.use_backend("numpy")  # a call: it holds from here
+    assert active() == "numpy"
+    for _ in range(2):
+        cnnx.use_backend("compiled")
+        with block:
+            assert active() == "numpy"
+    with cnnx.use_backend("compiled"), block:
+        assert active() == "numpy"
+
+
+@needs_kernels
+def test_a_block_puts_back_what_it_found(as_before: None) -> None:
+    block = cnnx.use_backend("numpy")
+    cnnx.use_backend("compiled")
+    with block:
+        pass
+    assert active() == "compiled"
+
+
+@needs_kernels
+def test_the_choice_holds_for_every_thread(as_before: None) -> None:
+    seen: list[str] = []
+    with cnnx.use_backend("numpy"):
+        thread = threading.Thread(target=lambda: seen.append(active()))
+        thread.start()
+        thread.join()
+    assert seen == ["numpy"]
+
+
+@pytest.mark.parametrize("name", ["torch", "", "NumPy", None, 1])
+def test_unknown_backend(name: Any, as_before: None) -> None:
+    before = active()
+    with pytest.raises(ValueError, match=f"backend is {name!r}, expected 'compiled' or 'numpy'"):
+        cnnx.use_backend(name)
+    assert active() == before
+
+
+def test_layers_between_two_backends(as_before: None, rng: np.random.Generator) -> None:
+    # A forward on one and its backward on the other: what is kept between them is plain arrays.
+    net = cnnx.Sequential(
+        cnnx.Conv2D(2, 3, 3, activation="relu", dtype="float64"),
+        cnnx.MaxPool2D(),
+        cnnx.BatchNorm2D(3, dtype="float64"),
+        cnnx.Flatten(),
+        cnnx.Dense(27, 4, dtype="float64"),
+    )
+    x, grad_out = rng.normal(size=(5, 2, 8, 8)), rng.normal(size=(5, 4))
+    with cnnx.use_backend("numpy"):
+        net(x)
+        expected = net.backward(grad_out)
+        net(x)
+    actual = net.backward(grad_out)
+    # Sums of some hundred products of numbers near 1.
+    assert_close(actual, expected, roundings=200, scale=np.abs(expected).max())
+
+
+# ---------------------------------------------------------------------------- at import
+
+BACKEND = "import cnnx; print(cnnx.config()['backend'])"
+ISA = "import cnnx; from cnnx import _kernels; print(_kernels.isa())"
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("value", "backend"), [("numpy", "numpy"), ("compiled", "compiled"), ("", "compiled")]
+)
+def test_environment_names_the_backend(value: str, backend: str, tmp_path: Path) -> None:
+    assert printed(BACKEND, tmp_path, CNNX_BACKEND=value) == backend
+
+
+@pytest.mark.parametrize("value", ["torch", "NUMPY", "1"])
+def test_environment_names_no_backend(value: str, tmp_path: Path) -> None:
+    assert complaint(BACKEND, tmp_path, CNNX_BACKEND=value) == (
+        f"ValueError: environment variable CNNX_BACKEND is {value!r}, "
+        "expected 'compiled' or 'numpy'"
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS or ["none"])
+def test_environment_names_the_instruction_set(isa: str, tmp_path: Path) -> None:
+    assert printed(ISA, tmp_path, CNNX_ISA=isa) == isa
+
+
+@needs_kernels
+def test_widest_instruction_set_by_itself(tmp_path: Path) -> None:
+    assert printed(ISA, tmp_path, CNNX_ISA="") == ISAS[-1]
+    assert ISAS[0] == "baseline"
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", ["avx9000", "AVX2", "numpy"])
+def test_environment_names_no_instruction_set(value: str, tmp_path: Path) -> None:
+    # The fallback must not stand in for it either.
+    text = complaint(ISA, tmp_path, CNNX_ISA=value)
+    assert text.startswith(f"RuntimeError: environment variable CNNX_ISA is {value!r}, expected ")
+    for isa in ISAS:
+        assert repr(isa) in text
+
+
+@needs_kernels
+def test_instruction_set_chosen_later() -> None:
+    before = KERNELS_MODULE.isa()
+    for isa in ISAS:
+        with forced_isa(isa):
+            assert KERNELS_MODULE.isa() == isa
+            assert cnnx.config()["instruction set"] == isa
+    assert KERNELS_MODULE.isa() == before
+    with pytest.raises(ValueError, match=r"instruction set is 'mmx', expected one of \['baseline'"):
+        KERNELS_MODULE.use_isa("mmx")
+    assert KERNELS_MODULE.isa() == before
+
+
+def test_missing_kernels_are_told_once(tmp_path: Path) -> None:
+    code = WITHOUT_KERNELS + (
+        "import numpy as np, cnnx, cnnx.functional; from cnnx import layers; "
+        "print(cnnx.relu(np.array([-1.0, 2.0])), cnnx.config()['backend'])"
+    )
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[0. 2.] numpy"
+    assert done.stderr.count("RuntimeWarning") == 1
+    for part in ("NumPy fallback", "slower", "C compiler", "pip install", "CNNX_BACKEND=numpy"):
+        assert part in done.stderr
+
+
+def test_missing_kernels_are_not_told_to_who_knows(tmp_path: Path) -> None:
+    done = python(WITHOUT_KERNELS + BACKEND, tmp_path, CNNX_BACKEND="numpy")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "numpy", "")
+
+
+@needs_kernels
+def test_kernels_that_are_there_are_not_mentioned(tmp_path: Path) -> None:
+    assert python(BACKEND, tmp_path).stderr == ""
+
+
+def test_missing_kernels_forced(tmp_path: Path) -> None:
+    text = complaint(WITHOUT_KERNELS + BACKEND, tmp_path, CNNX_BACKEND="compiled")
+    assert text.startswith("ImportError: ")
+    assert "compiled kernels are missing" in text and "pip install" in text
+    code = WITHOUT_KERNELS + "import cnnx; cnnx.use_backend('compiled')"
+    assert "compiled kernels are missing" in complaint(code, tmp_path, PYTHONWARNINGS="ignore")
+
+
+# ---------------------------------------------------------------------------- show_config
+
+
+def test_show_config(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cnnx.show_config()
+    lines = capsys.readouterr().out.splitlines()
+    facts = cnnx.config()
+    assert len(lines) == len(facts)
+    for line, (name, value) in zip(lines, facts.items(), strict=True):
+        assert line.startswith(name) and line.endswith(str(value))
+    columns = {len(line) - len(line[max(map(len, facts)) :].lstrip()) for line in lines}
+    assert len(columns) == 1  # the values stand in one column
+    assert facts["cnnx"] == cnnx.__version__
+    assert facts["numpy"] == np.__version__
+    assert facts["backend"] == backend
+    assert facts["threads"].startswith(f"{cnnx.get_num_threads()} (")
+    if KERNELS is not None:
+        assert facts["instruction set"] in ISAS
+        assert facts["instruction sets here"] == ", ".join(ISAS)
+
+
+def test_show_config_without_kernels(tmp_path: Path) -> None:
+    text = printed(
+        WITHOUT_KERNELS + "import cnnx; cnnx.show_config()", tmp_path, CNNX_BACKEND="numpy"
+    )
+    facts = dict(line.split("  ", 1) for line in text.splitlines())
+    assert "pip install" in facts["compiled kernels"]
+    assert facts["environment"].strip() == "CNNX_BACKEND=numpy"
+    assert "instruction set" not in facts
+
+
+def test_config_is_plain(backend: str) -> None:
+    assert all(type(value) in (str, int) for value in cnnx.config().values())
+
+
+# ---------------------------------------------------------------------------- Winograd
+
+
+@pytest.fixture
+def winograd_as_before() -> Iterator[None]:
+    before = KERNELS.set_winograd(True) if KERNELS else True
+    yield
+    cnnx.set_winograd(before)
+
+
+# Images, channels, size, filters, padding. 8 channels and filters are the least that it takes.
+WINOGRAD = [(2, 8, 12, 8, 1), (1, 40, 17, 17, 0), (3, 32, 7, 64, 1), (1, 256, 14, 24, 1)]
+
+
+def three_by_three(case: Any, dtype: Any, values: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """x, weight, grad_out and options of a convolution, filled by `values`."""
+    images, channels, size, filters, pad = case
+    out = size + 2 * pad - 2
+    shapes = (
+        (images, channels, size, size),
+        (filters, channels, 3, 3),
+        (images, filters, out, out),
+    )
+    x, weight, grad_out = (values(shape).astype(dtype) for shape in shapes)
+    return x, weight, grad_out, {"padding": pad}
+
+
+def results(x: Any, weight: Any, grad_out: Any, options: dict[str, Any]) -> list[Any]:
+    """The output and the two large gradients: each has a Winograd form."""
+    forward = cnnx.conv2d(x, weight, **options)
+    grad_x, grad_weight, _ = cnnx.conv2d_backward(grad_out, x, weight, **options)
+    return [forward, grad_x, grad_weight]
+
+
+@pytest.mark.parametrize("case", WINOGRAD, ids=str)
+def test_winograd_error(case: Any, winograd_as_before: None, rng: np.random.Generator) -> None:
+    problem = three_by_three(case, np.float32, lambda shape: rng.normal(size=shape))
+    with cnnx.use_backend("numpy"):
+        x, weight, grad_out = (array.astype(np.float64) for array in problem[:3])
+        truth = results(x, weight, grad_out, problem[3])
+    cnnx.set_winograd(True)
+    for actual, known in zip(results(*problem), truth, strict=True):
+        # What set_winograd's docstring promises.
+        assert np.abs(actual - known).max() <= 2e-5 * np.abs(known).max()
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", WINOGRAD, ids=str)
+def test_without_winograd_the_direct_path(
+    case: Any, winograd_as_before: None, rng: np.random.Generator
+) -> None:
+    # Whole numbers are exact on every direct path, and Winograd's transforms round: so the bits
+    # tell which of the two ran.
+    problem = three_by_three(case, np.float32, lambda shape: rng.integers(-3, 4, shape))
+    with cnnx.use_backend("numpy"):
+        exact = results(*problem)
+    cnnx.set_winograd(False)
+    assert_same(zip(results(*problem), exact, strict=True))
+    cnnx.set_winograd(True)
+    rounded = [not np.array_equal(a, b) for a, b in zip(results(*problem), exact, strict=True)]
+    if not any(rounded):
+        pytest.skip("this build has no Winograd (its compiler has no vector shuffles)")
+    assert all(rounded), "a Winograd form of forward, grad_x or grad_weight did not run"
+
+
+def test_float64_never_takes_winograd(
+    backend: str, winograd_as_before: None, rng: np.random.Generator
+) -> None:
+    problem = three_by_three(WINOGRAD[1], np.float64, lambda shape: rng.normal(size=shape))
+    cnnx.set_winograd(False)
+    direct = results(*problem)
+    cnnx.set_winograd(True)
+    assert_same(zip(results(*problem), direct, strict=True))
+
+
+def test_winograd_on_the_fallback(winograd_as_before: None, rng: np.random.Generator) -> None:
+    # Taken and kept for the kernels; the fallback itself computes the same either way.
+    problem = three_by_three(WINOGRAD[0], np.float32, lambda shape: rng.normal(size=shape))
+    with cnnx.use_backend("numpy"):
+        direct = results(*problem)
+        for on in (False, True):
+            cnnx.set_winograd(on)
+            assert_same(zip(results(*problem), direct, strict=True))
+    if KERNELS is not None:
+        assert KERNELS.set_winograd(True) is True
+
+
+@needs_kernels
+def test_winograd_is_remembered(winograd_as_before: None) -> None:
+    for on in (False, True, True, False):
+        cnnx.set_winograd(on)
+        assert KERNELS_MODULE.set_winograd(on) == on
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "on", "False"])
+def test_winograd_takes_true_or_false(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"on is .*, expected True or False"):
+        cnnx.set_winograd(value)
+
+
+def test_winograd_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_compiled", None)
+    _config.set_winograd(False)  # nothing to tell, and no error
+    with pytest.raises(TypeError, match="on is 1"):
+        _config.set_winograd(1)  # type: ignore[arg-type]

@@ -1,0 +1,215 @@
+"""The package as a user meets it: its names, its documentation, what importing it costs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fresh import printed
+
+import cnnx
+
+NAMES = [name for name in cnnx.__all__ if callable(getattr(cnnx, name))]
+FUNCTIONS = [name for name in NAMES if inspect.isfunction(getattr(cnnx, name))]
+CLASSES = [name for name in NAMES if inspect.isclass(getattr(cnnx, name))]
+
+
+def modules() -> Iterator[str]:
+    """The names of the package and all of its modules in Python."""
+    yield "cnnx"
+    for module in pkgutil.walk_packages(cnnx.__path__, "cnnx."):
+        if not module.name.endswith(("__main__", "_kernels")):
+            yield module.name
+
+
+needs_installed = pytest.mark.skipif(
+    cnnx.__version__ == "0+unknown", reason="cnnx is not installed, only imported from its checkout"
+)
+
+
+@needs_installed
+def test_version() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{cnnx.__version__}"\n' in text
+
+
+# ---------------------------------------------------------------------------- names
+
+
+def test_all_is_there_once() -> None:
+    assert len(set(cnnx.__all__)) == len(cnnx.__all__)
+    missing = [name for name in cnnx.__all__ if not hasattr(cnnx, name)]
+    assert not missing
+    assert len(FUNCTIONS) + len(CLASSES) == len(NAMES)
+
+
+# The design's contract, section 2, written out: other people's code is checked against it.
+FUNCTIONAL = [
+    "conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "global_avg_pool2d", "linear",
+    "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "gelu", "silu", "softmax", "log_softmax",
+    "batch_norm2d",
+]  # fmt: skip
+LAYERS = [
+    "Conv2D", "ConvTranspose2D", "MaxPool2D", "AvgPool2D", "GlobalAvgPool2D", "Flatten",
+    "Dense", "ReLU", "LeakyReLU", "ReLU6", "Sigmoid", "Tanh", "GELU", "SiLU", "Softmax",
+    "BatchNorm2D", "Dropout", "Sequential", "Residual",
+]  # fmt: skip
+REST = [
+    "conv_forward", "conv_backward", "SoftmaxCrossEntropy", "MSELoss", "SGD", "Adam", "AdamW",
+    "fit", "numerical_gradient", "eval_numerical_gradient", "gradcheck", "GradcheckError",
+    "set_num_threads", "get_num_threads", "use_backend", "show_config", "set_winograd", "save",
+    "load",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [*FUNCTIONAL, *(f"{name}_backward" for name in FUNCTIONAL), *LAYERS, *REST]
+)
+def test_contract(name: str) -> None:
+    assert name in cnnx.__all__
+    if name in LAYERS:
+        assert getattr(cnnx.layers, name) is getattr(cnnx, name)
+    elif name.removesuffix("_backward") in FUNCTIONAL:
+        assert getattr(cnnx.functional, name) is getattr(cnnx, name)
+
+
+SIGNATURES = {
+    "conv2d": "(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, "
+    "padding_mode='zeros', activation=None, out=None)",
+    "conv2d_backward": "(grad_out, x, weight, stride=1, padding=0, dilation=1, groups=1, *, "
+    "padding_mode='zeros', need=(True, True, True))",
+    "conv_transpose2d": "(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, "
+    "dilation=1)",
+    "max_pool2d": "(x, pool_size, stride=None, padding=0, dilation=1, ceil_mode=False, "
+    "return_indices=False)",
+    "max_pool2d_backward": "(grad_out, indices, input_shape)",
+    "avg_pool2d": "(x, pool_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True)",
+    "avg_pool2d_backward": "(grad_out, input_shape, pool_size, stride=None, padding=0, "
+    "ceil_mode=False, count_include_pad=True)",
+    "conv_forward": "(X, W, b, stride=1, pad=0, activation='relu')",
+    "conv_backward": "(dout, cache)",
+    "numerical_gradient": "(f, x, grad_out=None, h=1e-05)",
+    "Conv2D": "(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, "
+    "bias=True, padding_mode='zeros', activation=None, dtype='float32', rng=None)",
+    "MaxPool2D": "(pool_size=2, stride=None, padding=0, dilation=1, ceil_mode=False)",
+    "AvgPool2D": "(pool_size=2, stride=None, padding=0, ceil_mode=False, count_include_pad=True)",
+    "Sequential": "(*layers)",
+    "Residual": "(body, shortcut=None)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    signature = inspect.signature(getattr(cnnx, name))
+    plain = signature.replace(
+        parameters=[
+            p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()
+        ],
+        return_annotation=inspect.Signature.empty,
+    )
+    assert str(plain) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("SGD", "lr momentum weight_decay nesterov"),
+        ("Dense", "in_features out_features bias activation"),
+        ("eval_numerical_gradient", "f x df h"),
+        ("conv_transpose2d_backward", "grad_out x weight"),
+        ("ConvTranspose2D", "in_channels out_channels kernel_size"),
+        ("fit", "model x y"),
+    ],
+)
+def test_first_arguments(name: str, start: str) -> None:
+    parameters = list(inspect.signature(getattr(cnnx, name)).parameters)
+    assert parameters[: len(start.split())] == start.split()
+
+
+# ---------------------------------------------------------------------------- documentation
+
+
+def headings(name: str) -> list[str]:
+    """The sections of a docstring in numpydoc's form."""
+    return re.findall(r"(?m)^(\w[\w ]*)\n-{3,}$", inspect.getdoc(getattr(cnnx, name)) or "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documentation(name: str) -> None:
+    value: Any = getattr(cnnx, name)
+    text = value.__doc__ or ""
+    assert re.match(r"[A-Z`(].*\S", text)
+    if "Parameters" in headings(name):
+        arguments = inspect.signature(value).parameters
+        assert not [a for a in arguments if not re.search(rf"(?<!\w)\*?{a}(?!\w)", text)]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_have_examples(name: str) -> None:
+    # What `save` writes `load` reads: one example shows both.
+    assert "Examples" in headings("save" if name == "load" else name)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name in cnnx.layers.__all__])
+def test_layers_have_examples(name: str) -> None:
+    if name != "Container":  # a base class: its examples are Sequential and Residual
+        assert "Examples" in headings(name)
+
+
+@pytest.mark.skipif(np.__version__.startswith("1."), reason="NumPy 1 writes scalars differently")
+@pytest.mark.parametrize("module", list(modules()))
+def test_examples(module: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(module))
+    assert not failed, f"{failed} of {tried} lines differ; they stand in the captured output"
+
+
+def test_examples_are_found() -> None:
+    # testmod finds nothing without a word where a module's docstrings moved out of its reach.
+    finder = doctest.DocTestFinder()
+    found = {
+        test.name.rpartition(".")[2]
+        for module in modules()
+        for test in finder.find(importlib.import_module(module))
+        if test.examples
+    }
+    assert set(FUNCTIONS) - {"load"} <= found
+
+
+# ---------------------------------------------------------------------------- importing
+
+OPTIONAL = ("rich", "matplotlib", "safetensors", "torch", "scipy", "pytest")
+
+
+def test_import_takes_numpy_alone(tmp_path: Path) -> None:
+    code = f"import cnnx, sys; print(*[name for name in {OPTIONAL} if name in sys.modules])"
+    assert printed(code, tmp_path) == ""
+
+
+def test_import_works_without_the_optional(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL})); "
+        "import cnnx, cnnx.cli, numpy as np; print(cnnx.Sequential(cnnx.ReLU())(np.ones(2)))"
+    )
+    assert printed(code, tmp_path) == "[1. 1.]"
+
+
+def test_types_are_shipped() -> None:
+    package = Path(cnnx.__file__).parent
+    assert (package / "py.typed").exists()
+    assert (package / "_kernels.pyi").exists()
+
+
+@needs_installed
+def test_requirements_are_numpy() -> None:
+    requirements = importlib.metadata.requires("cnnx") or []
+    always = [text for text in requirements if "extra ==" not in text]
+    assert len(always) == 1 and always[0].startswith("numpy")
