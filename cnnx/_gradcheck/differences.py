@@ -118,13 +118,10 @@ class Point:
             error = difference / max(abs(claimed), abs(measured), floor) if difference else 0.0
             return Slope(claimed, measured, error if np.isfinite(error) else np.inf, kink)
 
-        def is_clear(level: _Level) -> bool:
-            size = max(abs(claimed), abs(level.central))
-            return level.gap <= _CLEAR_GAP * size + 4 * level.noise
-
         first = self._level(line, self._step * line.scale)
         at_once = compared(first.central, first.noise)
-        if at_once.error <= self._rtol and is_clear(first):
+        size = max(abs(claimed), abs(first.central))
+        if at_once.error <= self._rtol and first.gap <= _CLEAR_GAP * size + 4 * first.noise:
             return at_once
 
         finer = [self._level(line, self._step * line.scale * share) for share in _SHRINK]
@@ -138,11 +135,16 @@ class Point:
         if matters and not is_jump and not (shrinking[-1] and shrinking[-2]):
             return compared(min(max(claimed, last.low), last.high), last.noise, kink=True)
 
-        # Smooth, at least from some step on. Of the measurements from there on, two neighbours that
-        # agree best are neither truncated nor drowned in rounding.
-        # A gap that shrinks to much less than a tenth had a kink in it, which the step left behind.
-        steady = [s and b.gap >= 0.05 * a.gap for s, (a, b) in zip(shrinking, pairwise(levels))]
-        start = next(k for k in range(len(levels)) if is_clear(levels[k]) or all(steady[k:]))
+        # Smooth, at least from some step on: there the gap shrinks with the step, or is but noise.
+        # A gap that shrinks to much less than a tenth had a kink in it, which the step left behind,
+        # and every larger step has that kink in it too.
+        steady = [
+            s and b.gap >= 0.05 * a.gap - 4 * b.noise
+            for s, (a, b) in zip(shrinking, pairwise(levels), strict=True)
+        ]
+        start = next(k for k in range(len(levels)) if all(steady[k:]))
+        # Of the measurements from there on, two neighbours that agree best are neither truncated
+        # nor drowned in rounding.
         if start == len(levels) - 1:
             return compared(last.central, last.noise)
         pairs = list(pairwise(levels[start:]))

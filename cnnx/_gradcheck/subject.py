@@ -127,15 +127,25 @@ def _borrowed(layer: Any) -> Iterator[Callable[[], None]]:
             elif key == "dtype":
                 holder[key] = np.dtype(np.float64)
     legacy = np.random.get_state()  # noqa: NPY002 - a student's dropout may well draw from it
+    rewinds = 0
+    draws_legacy = True
 
     def rewind() -> None:
+        nonlocal rewinds, draws_legacy
         for generator, state in generators:
             generator.state = state
-        np.random.set_state(legacy)  # noqa: NPY002
+        # Setting it takes as long as the forward of a small layer: one forward shows who needs it.
+        if rewinds == 1:
+            now = np.random.get_state()  # noqa: NPY002
+            draws_legacy = not all(map(np.array_equal, now, legacy))
+        if draws_legacy:
+            np.random.set_state(legacy)  # noqa: NPY002
+        rewinds += 1
 
     try:
         yield rewind
     finally:
+        draws_legacy = True
         rewind()
         for holder, content in zip(holders, contents, strict=True):
             holder.clear()
@@ -193,10 +203,11 @@ def function_subject(
     names = _names(function, len(inputs))
     arrays = {names[n]: value for n, value in enumerate(work) if isinstance(value, np.ndarray)}
     name = _function_name(function)
-    if backward is None and _is_public(function, name) and name != "conv_forward":
-        return Subject(name, arrays, *_known_pair(function, name, work), may_decline=True)
-    if backward is None and function is functional.conv_forward:
-        backward = functional.conv_backward
+    if backward is None and _is_public(function, name):
+        if name == "conv_forward":
+            backward = functional.conv_backward
+        elif hasattr(functional, f"{name}_backward"):
+            return Subject(name, arrays, *_known_pair(function, name, work), may_decline=True)
     if backward is None:
         raise ValueError(
             f"backward is None, and {name} is no function of cnnx.functional with a backward of "
