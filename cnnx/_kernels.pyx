@@ -217,7 +217,9 @@ cdef inline const cnnx_kernels *table(cnp.ndarray x) noexcept:
 # ---------------------------------------------------------------- threads and memory
 
 cdef enum:
-    SMALL = 1 << 16  # multiply-adds or elements that one thread does before a second is awake
+    SMALL = 1 << 20  # multiply-adds that one thread has done before a second one pays: about 20 us
+    MOVE = 8         # cost of a number that is only read and written, in multiply-adds
+    CALL = 256       # of one that goes through exp, tanh or erfc
 
 
 cdef int threads_for(int64_t work) except -1:
@@ -485,7 +487,7 @@ def conv2d_grad_bias(cnp.ndarray grad_out, cnp.ndarray grad_bias):
     cdef cnnx_norm p
     p.grad, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_bias)
     p.N, p.C, p.area = grad_out.shape[0], grad_out.shape[1], grad_out.shape[2] * grad_out.shape[3]
-    run(table(grad_out).conv_bias, &p, p.C, 0, threads_for(p.N * p.C * p.area))
+    run(table(grad_out).conv_bias, &p, p.C, 0, threads_for(MOVE * p.N * p.C * p.area))
 
 
 def matmul(cnp.ndarray a, cnp.ndarray b, bias, activation, cnp.ndarray out):
@@ -523,7 +525,7 @@ def max_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, tuple d
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, dilation)
     p.x, p.y, p.indices = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), <int64_t *>data_or_null(indices)
-    run(table(x).max_pool, &p, p.planes, 0, threads_for(work))
+    run(table(x).max_pool, &p, p.planes, 0, threads_for(MOVE * work))
 
 
 def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray grad_x):
@@ -535,7 +537,7 @@ def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray g
     p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.indices = <int64_t *>cnp.PyArray_DATA(indices)
     p.bad = <int64_t *>bad.data
-    run(table(grad_x).max_pool_backward, &p, p.planes, 0, threads_for(work))
+    run(table(grad_x).max_pool_backward, &p, p.planes, 0, threads_for(MOVE * work))
     for t in range(p.planes):
         if p.bad[t] >= 0:
             return p.bad[t]
@@ -548,7 +550,7 @@ def avg_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, bint co
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, (1, 1))
     p.x, p.y, p.count_include_pad = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), count_include_pad
-    run(table(x).avg_pool, &p, p.planes, 0, threads_for(work))
+    run(table(x).avg_pool, &p, p.planes, 0, threads_for(MOVE * work))
 
 
 def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tuple pads,
@@ -558,7 +560,7 @@ def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tup
     cdef int64_t work = describe_pool(&p, grad_x, grad_out, pool_size, stride, pads, (1, 1))
     p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.count_include_pad = count_include_pad
-    run(table(grad_x).avg_pool_backward, &p, p.planes, 0, threads_for(work))
+    run(table(grad_x).avg_pool_backward, &p, p.planes, 0, threads_for(MOVE * work))
 
 
 # ---------------------------------------------------------------- elementwise, softmax, batch norm
@@ -567,7 +569,8 @@ cdef int run_elementwise(cnnx_task task, cnnx_elementwise *p, cnp.ndarray x, cnp
                          double alpha) except -1:
     p.x, p.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(y)
     p.n, p.kind, p.alpha = cnp.PyArray_SIZE(x), ACTIVATIONS[kind], alpha
-    return run(task, p, (p.n + CNNX_CHUNK - 1) // CNNX_CHUNK, 0, threads_for(p.n))
+    cdef int64_t cost = MOVE if p.kind in (CNNX_RELU, CNNX_LEAKY_RELU, CNNX_RELU6) else CALL
+    return run(task, p, (p.n + CNNX_CHUNK - 1) // CNNX_CHUNK, 0, threads_for(cost * p.n))
 
 
 def activation(cnp.ndarray x, kind, double alpha, cnp.ndarray out):
@@ -595,7 +598,7 @@ def softmax(cnp.ndarray x, bint log, cnp.ndarray out):
     cdef cnnx_softmax p
     p.x, p.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out)
     p.rows, p.classes, p.log = x.shape[0], x.shape[1], log
-    run(table(x).softmax, &p, p.rows, 0, threads_for(p.rows * p.classes))
+    run(table(x).softmax, &p, p.rows, 0, threads_for(CALL * p.rows * p.classes))
 
 
 def softmax_backward(cnp.ndarray grad_out, cnp.ndarray y, bint log, cnp.ndarray grad_x):
@@ -603,7 +606,7 @@ def softmax_backward(cnp.ndarray grad_out, cnp.ndarray y, bint log, cnp.ndarray 
     cdef cnnx_softmax p
     p.x, p.grad, p.y = cnp.PyArray_DATA(y), cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.rows, p.classes, p.log = y.shape[0], y.shape[1], log
-    run(table(y).softmax_backward, &p, p.rows, 0, threads_for(p.rows * p.classes))
+    run(table(y).softmax_backward, &p, p.rows, 0, threads_for(CALL * p.rows * p.classes))
 
 
 cdef int64_t describe_norm(cnnx_norm *p, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var) except -1:
@@ -616,7 +619,7 @@ def batch_norm2d_stats(cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var):
     """Fill `mean` and `var` (biased) of each channel."""
     cdef cnnx_norm p
     cdef int64_t work = describe_norm(&p, x, mean, var)
-    run(table(x).norm_stats, &p, p.C, 0, threads_for(work))
+    run(table(x).norm_stats, &p, p.C, 0, threads_for(MOVE * work))
 
 
 def batch_norm2d(cnp.ndarray x, weight, bias, cnp.ndarray mean, cnp.ndarray var, double eps,
@@ -625,7 +628,7 @@ def batch_norm2d(cnp.ndarray x, weight, bias, cnp.ndarray mean, cnp.ndarray var,
     cdef cnnx_norm p
     cdef int64_t work = describe_norm(&p, x, mean, var)
     p.weight, p.bias, p.y, p.eps = data_or_null(weight), data_or_null(bias), cnp.PyArray_DATA(out), eps
-    run(table(x).norm, &p, p.C, 0, threads_for(work))
+    run(table(x).norm, &p, p.C, 0, threads_for(MOVE * work))
 
 
 def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, cnp.ndarray mean,
@@ -637,4 +640,4 @@ def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, cnp.ndarr
     p.grad, p.weight, p.y = cnp.PyArray_DATA(grad_out), data_or_null(weight), cnp.PyArray_DATA(grad_x)
     p.grad_weight, p.grad_bias = cnp.PyArray_DATA(grad_weight), cnp.PyArray_DATA(grad_bias)
     p.eps, p.batch_stats = eps, batch_stats
-    run(table(x).norm_backward, &p, p.C, 0, threads_for(work))
+    run(table(x).norm_backward, &p, p.C, 0, threads_for(MOVE * work))

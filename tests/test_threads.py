@@ -172,8 +172,8 @@ def test_affinity_is_read_at_import(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------- the same bits
 
-IMAGES = (3, 6, 41, 39)  # enough work for convolution and pooling to split,
-MANY = (3, 12, 61, 57)  # and for what does one operation on each element
+IMAGES = (3, 9, 41, 39)  # enough work for convolution and pooling to split,
+MANY = (3, 12, 61, 61)  # and for what does one operation on each element
 ROWS = (700, 150)
 
 
@@ -198,11 +198,11 @@ CONVOLUTIONS: dict[str, list[Call]] = {
     "direct_one_image": conv((1, 1, 90, 90), (6, 1, 5, 5)),
     "direct_many_pixels": conv((4, 3, 150, 150), (8, 3, 3, 3), padding=1),
     "gemm": conv((2, 20, 21, 22), (30, 20, 5, 5), padding=2),
-    "gemm_one_image": conv((1, 40, 17, 18), (72, 40, 1, 1)),
+    "gemm_one_image": conv((1, 40, 19, 20), (72, 40, 1, 1)),
     "gemm_dilated": conv((2, 9, 40, 40), (10, 9, 3, 3), dilation=2, padding=2),
-    "gemm_strided": conv((3, 12, 33, 31), (20, 12, 3, 3), stride=(2, 3)),
+    "gemm_strided": conv((3, 12, 37, 31), (20, 12, 3, 3), stride=(2, 3)),
     "gemm_many_pixels": conv((3, 8, 130, 130), (12, 8, 2, 2)),
-    "depthwise": conv((2, 32, 40, 40), (32, 1, 3, 3), padding=1, groups=32),
+    "depthwise": conv((2, 40, 40, 40), (40, 1, 3, 3), padding=1, groups=40),
     "grouped": conv((2, 32, 24, 24), (48, 16, 3, 3), padding=1, groups=2),
     "reflected": conv((2, 9, 30, 30), (8, 9, 3, 3), padding=1, padding_mode="reflect"),
     "fused": [
@@ -217,10 +217,10 @@ _TRANSPOSE = {"stride": 2, "padding": 1, "output_padding": 1}
 SPLIT: dict[str, list[Call]] = {
     **CONVOLUTIONS,
     "conv_transpose2d": [
-        Call("conv_transpose2d", {"x": (3, 16, 20, 21), "weight": (16, 12, 3, 3)}, _TRANSPOSE),
+        Call("conv_transpose2d", {"x": (3, 16, 30, 31), "weight": (16, 12, 3, 3)}, _TRANSPOSE),
         Call(
             "conv_transpose2d_backward",
-            {"grad_out": (3, 12, 40, 42), "x": (3, 16, 20, 21), "weight": (16, 12, 3, 3)},
+            {"grad_out": (3, 12, 60, 62), "x": (3, 16, 30, 31), "weight": (16, 12, 3, 3)},
             _TRANSPOSE,
         ),
     ],
@@ -230,14 +230,14 @@ SPLIT: dict[str, list[Call]] = {
             "max_pool2d_backward",
             {"grad_out": (3, 12, 41, 39)},
             {
-                "indices": np.arange(3 * 12 * 41 * 39).reshape(3, 12, 41, 39) * 5 % (61 * 57),
+                "indices": np.arange(3 * 12 * 41 * 39).reshape(3, 12, 41, 39) * 5 % (61 * 61),
                 "input_shape": MANY,
             },
         ),
     ],
     "avg_pool2d": [
         Call("avg_pool2d", {"x": IMAGES}, POOL),
-        Call("avg_pool2d_backward", {"grad_out": (3, 6, 21, 20)}, {"input_shape": IMAGES, **POOL}),
+        Call("avg_pool2d_backward", {"grad_out": (3, 9, 21, 20)}, {"input_shape": IMAGES, **POOL}),
     ],
     "global_avg_pool2d": [
         Call("global_avg_pool2d", {"x": MANY}),
@@ -246,8 +246,8 @@ SPLIT: dict[str, list[Call]] = {
     "linear": [
         Call("linear", {"x": ROWS, "weight": (150, 70), "bias": (70,)}, {"activation": "tanh"}),
         Call("linear_backward", {"grad_out": (700, 70), "x": ROWS, "weight": (150, 70)}),
-        Call("linear", {"x": (1, 900), "weight": (900, 300), "bias": (300,)}),
-        Call("linear_backward", {"grad_out": (1, 300), "x": (1, 900), "weight": (900, 300)}),
+        Call("linear", {"x": (1, 1800), "weight": (1800, 600), "bias": (600,)}),
+        Call("linear_backward", {"grad_out": (1, 600), "x": (1, 1800), "weight": (1800, 600)}),
     ],
     **{
         name: [Call(name, {"x": MANY}), Call(f"{name}_backward", {"grad_out": MANY, "x": MANY})]
@@ -261,7 +261,7 @@ SPLIT: dict[str, list[Call]] = {
         Call("batch_norm2d", {"x": MANY, "weight": (12,), "bias": (12,)}),
         Call("batch_norm2d_backward", {"grad_out": MANY, "x": MANY, "weight": (12,)}),
     ],
-    "conv_forward": [Call("conv_forward", {"X": IMAGES, "W": (10, 6, 3, 3), "b": (10,)})],
+    "conv_forward": [Call("conv_forward", {"X": IMAGES, "W": (10, 9, 3, 3), "b": (10,)})],
 }
 each_split = pytest.mark.parametrize("name", SPLIT)
 
