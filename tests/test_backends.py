@@ -512,8 +512,8 @@ def winograd_as_before() -> Iterator[None]:
     cnnx.set_winograd(before)
 
 
-# Images, channels, size, filters, padding. 24 channels, filters and 4 x 4 tiles are the least with which
-# all three of its forms run.
+# Images, channels, size, filters, padding. 24 channels, filters and 4 x 4 tiles are the least with
+# which all three of its forms run.
 WINOGRAD = [(2, 24, 14, 24, 1), (1, 40, 22, 33, 0), (7, 32, 7, 64, 1), (2, 256, 14, 25, 1)]
 
 
