@@ -75,6 +75,9 @@ cdef extern from "_csrc/kernels.h" nogil:
         int64_t planes, H, W, rows, cols, kh, kw, sh, sw, dh, dw, top, bottom, left, right
         int count_include_pad
         int64_t *bad
+        cnnx_conv conv
+        int64_t tasks
+        size_t scratch
 
     ctypedef struct cnnx_elementwise:
         const void *x
@@ -111,6 +114,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*conv_plan)(cnnx_conv *, int) noexcept
         void (*conv_weight_plan)(cnnx_conv_weight *) noexcept
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
+        void (*pool_plan)(cnnx_pool *) noexcept
         int (*winograd_plan)(cnnx_conv *, int) noexcept
         cnnx_task winograd_weights, winograd
         int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
@@ -519,13 +523,29 @@ cdef int64_t describe_pool(cnnx_pool *p, cnp.ndarray image, cnp.ndarray pooled, 
     return p.planes * (p.rows * p.cols * p.kh * p.kw + p.H * p.W)
 
 
+cdef _Block window_taps(cnnx_pool *p):
+    """The window's taps for the problem's convolution; the block keeps them alive."""
+    cdef int64_t k, l, t = 0, n = p.kh * p.kw
+    cdef _Block memory = take(2 * n * sizeof(int64_t))
+    cdef int64_t *taps = <int64_t *>memory.data
+    for k in range(p.kh):
+        for l in range(p.kw):
+            taps[t] = k * p.dh - p.top
+            taps[n + t] = l * p.dw - p.left
+            t += 1
+    p.conv.x, p.conv.taps, p.conv.dh, p.conv.dw = p.x, n, taps, taps + n
+    return memory
+
+
 def max_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, tuple dilation,
                cnp.ndarray out, indices):
     """Fill `out` with each window's maximum and `indices` (or None) with where it stood."""
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, dilation)
     p.x, p.y, p.indices = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), <int64_t *>data_or_null(indices)
-    run(table(x).max_pool, &p, p.planes, 0, threads_for(MOVE * work))
+    cdef _Block taps = window_taps(&p)
+    table(x).pool_plan(&p)
+    run(table(x).max_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 
 def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray grad_x):
@@ -550,7 +570,9 @@ def avg_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, bint co
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, (1, 1))
     p.x, p.y, p.count_include_pad = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), count_include_pad
-    run(table(x).avg_pool, &p, p.planes, 0, threads_for(MOVE * work))
+    cdef _Block taps = window_taps(&p)
+    table(x).pool_plan(&p)
+    run(table(x).avg_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 
 def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tuple pads,
@@ -560,7 +582,7 @@ def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tup
     cdef int64_t work = describe_pool(&p, grad_x, grad_out, pool_size, stride, pads, (1, 1))
     p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.count_include_pad = count_include_pad
-    run(table(grad_x).avg_pool_backward, &p, p.planes, 0, threads_for(MOVE * work))
+    run(table(grad_x).avg_pool_backward, &p, p.planes, <size_t>p.W * 8, threads_for(MOVE * work))
 
 
 # ---------------------------------------------------------------- elementwise, softmax, batch norm

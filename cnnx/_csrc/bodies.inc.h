@@ -23,6 +23,7 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .conv_plan = FN(conv_plan),
     .conv_weight_plan = FN(conv_weight_plan),
     .matmul_plan = FN(matmul_plan),
+    .pool_plan = FN(pool_plan),
     .pack_weights = FN(pack_weights),
     .conv = FN(conv),
 #if defined(WINOGRAD)

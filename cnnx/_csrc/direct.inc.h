@@ -32,8 +32,8 @@ static int FN(direct_plan)(cnnx_conv *p)
     p->block = block;
     p->blocks = (p->rows + block - 1) / block;
     p->tile_rows = (block > 4 ? block : 4) + extent_h; /* rows of a plane of the copy: four for any tile */
-    p->plane = p->tile_rows * p->image_width;
-    p->image_size = (row * p->tile_rows + 15) / 16 * 16;
+    p->plane = p->tile_rows * p->image_width + VL; /* room for the last row's last vector */
+    p->image_size = (p->C * p->phases_h * p->phases_w * p->plane + 15) / 16 * 16;
     p->shared_rows = FN(is_depthwise)(p);
     /* Enough small planes in a task to be worth its preparations. */
     p->m_block = 4096 / (block * p->cols * p->C) + 1;
@@ -54,9 +54,9 @@ static void FN(direct_offsets)(const cnnx_conv *p, int64_t *offset)
         }
 }
 
-/* Copies what output rows i0 .. i0+n-1 of image n, group g read, row after row of the image: a prefetcher
+/* Copies what output rows i0 .. i0+n-1 of an image and group read, with its border, row after row of the image: a prefetcher
  * follows that, and not a walk through one phase after the other. */
-static void FN(copy_rows)(const cnnx_conv *p, int64_t image, int64_t i0, int64_t n, T *strip)
+static void FN(copy_rows)(const cnnx_conv *p, int64_t image, int64_t i0, int64_t n, T *strip, T border)
 {
     const int64_t rows = n + p->extent_h, width = p->image_width, phases = p->phases_w;
     int64_t lo[PHASES] = {0}, hi[PHASES] = {0}; /* columns lo .. hi-1 of a phase lie inside the image */
@@ -67,13 +67,15 @@ static void FN(copy_rows)(const cnnx_conv *p, int64_t image, int64_t i0, int64_t
         if (hi[b] > width) hi[b] = width;
         if (lo[b] > hi[b]) lo[b] = hi[b];
     }
-    /* Columns that the two phases of a stride of 2 are dealt at once. */
-    int64_t deal = lo[0], dealt = 0;
-    if (p->sw == 2 && phases == 2) {
-        if (lo[1] > deal) deal = lo[1];
-        dealt = ((hi[0] < hi[1] ? hi[0] : hi[1]) - deal) / VL * VL;
-        if (dealt < 0) dealt = 0;
+    /* Whole vectors, where a row has another behind it: what they bring too much, the border covers. */
+    const T *end = (const T *)p->x + p->N * p->groups * p->C * p->H * p->W;
+    const int deal = p->sw == 2 && phases == 2;
+    int64_t both = lo[0], count = hi[0] - both; /* columns that both phases have */
+    if (deal) {
+        both = lo[0] > lo[1] ? lo[0] : lo[1];
+        count = (hi[0] < hi[1] ? hi[0] : hi[1]) - both;
     }
+    count = count > 0 ? (count + VL - 1) / VL * VL : 0;
     for (int64_t c = 0; c < p->C; c++)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t a = 0; a < p->phases_h; a++) {
@@ -81,22 +83,30 @@ static void FN(copy_rows)(const cnnx_conv *p, int64_t image, int64_t i0, int64_t
                 const T *x = (const T *)p->x + ((image * p->C + c) * p->H + h) * p->W;
                 T *to = strip + (c * p->phases_h + a) * phases * p->plane + r * width;
                 if (h < 0 || h >= p->H) {
-                    for (int64_t b = 0; b < phases; b++) FN(zero)(width, to + b * p->plane);
+                    for (int64_t b = 0; b < phases; b++) FN(fill)(width, to + b * p->plane, border);
                     continue;
                 }
                 /* The next rows, which the prefetcher forgets about while the tiles compute. */
                 for (int64_t l = 0; l < p->W * (int64_t)sizeof(T); l += 64) PREFETCH((const char *)(x + 8 * p->W) + l);
-                if (dealt) FN(deal)(x + p->left + 2 * deal, dealt, to + deal, to + deal + p->plane);
+                int64_t done = 0;
+                if (end - (x + p->W) >= 2 * VL) {
+                    done = p->sw == 1 || deal ? count : 0;
+                    if (deal)
+                        FN(deal)(x + p->left + 2 * both, count, to + both, to + both + p->plane);
+                    else
+                        for (int64_t j = 0; j < done; j += VL)
+                            *(VU *)(to + both + j) = *(const VU *)(x + p->left + both + j);
+                }
                 for (int64_t b = 0; b < phases; b++, to += p->plane) {
                     const T *from = x + b + p->left;
-                    FN(zero)(lo[b], to);
                     int64_t begin = lo[b];
-                    if (dealt) {
-                        FN(copy_every)(from + begin * p->sw, p->sw, deal - begin, to + begin);
-                        begin = deal + dealt;
+                    FN(fill)(begin, to, border);
+                    if (done) {
+                        if (begin < both) to[begin] = from[begin * p->sw];
+                        begin = both + done < hi[b] ? both + done : hi[b];
                     }
                     FN(copy_every)(from + begin * p->sw, p->sw, hi[b] - begin, to + begin);
-                    FN(zero)(width - hi[b], to + hi[b]);
+                    FN(fill)(width - hi[b], to + hi[b], border);
                 }
             }
 }
@@ -267,7 +277,7 @@ static void FN(direct_image)(const cnnx_conv *p, int64_t image, int64_t i0, int6
                              const int64_t *offset)
 {
     const int64_t g = image % p->groups, area = p->YH * p->YW;
-    FN(copy_rows)(p, image, i0, rows, strip);
+    FN(copy_rows)(p, image, i0, rows, strip, 0);
     for (int64_t s = 0; s < p->panels; s++) {
         const int64_t m = s * MR, mr = p->M - m < MR ? p->M - m : MR;
         const T *w = (const T *)p->packed + (g * p->panels + s) * p->depth * MR;
@@ -388,7 +398,7 @@ static void FN(direct_weight)(const void *problem, int64_t task, void *scratch)
             const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
             if (terms == 0)
                 for (int64_t k = 0; k < size * VL; k++) sums[k] = 0;
-            FN(copy_rows)(p, n * p->groups + g, i0, rows, strip);
+            FN(copy_rows)(p, n * p->groups + g, i0, rows, strip, 0);
             for (int64_t m = 0; m < p->M; m++) {
                 const T *dy = (const T *)p->y + ((n * p->groups + g) * p->M + m) * plane + i0 * p->cols;
                 for (int64_t k = 0; k < p->depth; k += tile)

@@ -97,8 +97,9 @@ typedef struct {
     size_t scratch;
 } cnnx_matmul;
 
-/* Pooling of `planes` images of H x W into rows x cols; a task is one plane. Window (i, j) covers
- * rows i*sh - top + k*dh for k < kh, and columns likewise. */
+/* Pooling of `planes` images of H x W into rows x cols. Window (i, j) covers rows i*sh - top + k*dh for
+ * k < kh, and columns likewise. In the forward, conv has the taps of the window, and pool_plan sets the rest,
+ * tasks and scratch. In the backward a task is one plane; average pooling's has W elements of scratch. */
 typedef struct {
     const void *x;                 /* backward: the output's gradient */
     void *y;                       /* backward: the input's gradient */
@@ -107,6 +108,10 @@ typedef struct {
     int64_t top, bottom, left, right;
     int count_include_pad;
     int64_t *bad;                  /* max backward: for each plane, -1 or the first bad index */
+    cnnx_conv conv;
+    int64_t tasks;
+    size_t scratch;
+    int rowwise;
 } cnnx_pool;
 
 /* Elementwise work on n values, in tasks of CNNX_CHUNK. */
@@ -145,6 +150,7 @@ typedef struct {
     void (*conv_plan)(cnnx_conv *, int threads);
     void (*conv_weight_plan)(cnnx_conv_weight *);
     void (*matmul_plan)(cnnx_matmul *, int threads);
+    void (*pool_plan)(cnnx_pool *);
     /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
     cnnx_task pack_weights;
     cnnx_task conv;

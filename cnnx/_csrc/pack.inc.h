@@ -146,15 +146,15 @@ static ALWAYS_INLINE void FN(copy)(const T *restrict from, int64_t n, T *restric
     }
 }
 
-static ALWAYS_INLINE void FN(zero)(int64_t n, T *to)
+static ALWAYS_INLINE void FN(fill)(int64_t n, T *to, T value)
 {
     int64_t j = 0;
     for (; j + VL <= n; j += VL) {
-        *(VU *)(to + j) = (VU){0};
+        *(VU *)(to + j) = (VU){0} + value;
         PREVENT_MEMCPY;
     }
     for (; j < n; j++) {
-        to[j] = 0;
+        to[j] = value;
         PREVENT_MEMCPY;
     }
 }
