@@ -13,10 +13,11 @@ import warnings
 from types import ModuleType, TracebackType
 from typing import Literal
 
-from cnnx import _fallback
+from cnnx import _fallback, _threads
 
 try:
-    from cnnx import _kernels
+    with _threads.brief_waits():
+        from cnnx import _kernels
 
     _compiled: ModuleType | None = _kernels
     _why_not = ""

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import cnnx
 
-CHOICES = ("CNNX_BACKEND", "CNNX_ISA", "CNNX_NUM_THREADS", "OMP_NUM_THREADS")
+CHOICES = (
+    "CNNX_BACKEND",
+    "CNNX_ISA",
+    "CNNX_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+)
 TIMEOUT = 120  # seconds; each takes about one, and a hang is what some of them look for
 
 

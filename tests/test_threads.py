@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -168,6 +169,26 @@ def test_system_without_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_affinity_is_read_at_import(tmp_path: Path) -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + THREADS
     assert printed(code, tmp_path) == "1 1 (CPUs this process may use)"
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_spinning_is_the_users_to_set(name: str, tmp_path: Path) -> None:
+    code = f"import os, cnnx; print(os.environ.get({name!r}), os.environ.get('GOMP_SPINCOUNT'))"
+    assert printed(code, tmp_path) == "None None"
+    assert printed(code, tmp_path, **{name: "7"}).split()[0] == "7"
+
+
+def test_brief_waits_while_openmp_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    with suppress(ImportError), _threads.brief_waits():
+        assert int(os.environ["GOMP_SPINCOUNT"]) > 0
+        raise ImportError("no kernels")
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    with _threads.brief_waits():
+        assert os.environ["GOMP_SPINCOUNT"] == "7"
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
 # ---------------------------------------------------------------------------- the same bits
