@@ -223,7 +223,7 @@ cdef inline const cnnx_kernels *table(cnp.ndarray x) noexcept:
 cdef enum:
     SMALL = 1 << 20  # multiply-adds that one thread has done before a second one pays: about 20 us
     MOVE = 8         # cost of a number that is only read and written, in multiply-adds
-    CALL = 256       # of one that goes through exp, tanh or erfc
+    CALL = 32        # of one that goes through exp or tanh
 
 
 cdef int threads_for(int64_t work) except -1:
@@ -525,13 +525,13 @@ cdef int64_t describe_pool(cnnx_pool *p, cnp.ndarray image, cnp.ndarray pooled, 
 
 cdef _Block window_taps(cnnx_pool *p):
     """The window's taps for the problem's convolution; the block keeps them alive."""
-    cdef int64_t k, l, t = 0, n = p.kh * p.kw
+    cdef int64_t k, m, t = 0, n = p.kh * p.kw
     cdef _Block memory = take(2 * n * sizeof(int64_t))
     cdef int64_t *taps = <int64_t *>memory.data
     for k in range(p.kh):
-        for l in range(p.kw):
+        for m in range(p.kw):
             taps[t] = k * p.dh - p.top
-            taps[n + t] = l * p.dw - p.left
+            taps[n + t] = m * p.dw - p.left
             t += 1
     p.conv.x, p.conv.taps, p.conv.dh, p.conv.dw = p.x, n, taps, taps + n
     return memory
@@ -543,7 +543,7 @@ def max_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, tuple d
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, dilation)
     p.x, p.y, p.indices = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), <int64_t *>data_or_null(indices)
-    cdef _Block taps = window_taps(&p)
+    cdef _Block _taps = window_taps(&p)
     table(x).pool_plan(&p)
     run(table(x).max_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
@@ -570,7 +570,7 @@ def avg_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, bint co
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, (1, 1))
     p.x, p.y, p.count_include_pad = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), count_include_pad
-    cdef _Block taps = window_taps(&p)
+    cdef _Block _taps = window_taps(&p)
     table(x).pool_plan(&p)
     run(table(x).avg_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 

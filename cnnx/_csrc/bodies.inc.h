@@ -1,6 +1,8 @@
 /* The bodies for one type T, and their table. Included twice by isa.inc.h. */
 #define FN(name) JOIN(name##_, TYPE, ISA)
 
+#include "vector.inc.h"
+#include "activate.inc.h"
 #include "gemm.inc.h"
 #include "pack.inc.h"
 #include "conv.inc.h"

@@ -1,47 +1,4 @@
-/* Activations and softmax, forward and backward. Formulas are beside the public functions. */
-
-#define SQRT1_2 ((T)0.70710678118654752440)
-#define INV_SQRT_2PI ((T)0.39894228040143267794)
-
-static inline T FN(sigmoid)(T v) { return 1 / (1 + EXP(-v)); }
-
-static inline T FN(apply)(T v, int kind, T alpha)
-{
-    switch (kind) {
-    case CNNX_LEAKY_RELU: return v < 0 ? alpha * v : v;
-    case CNNX_RELU6: return v < 0 ? 0 : v > 6 ? 6 : v;
-    case CNNX_GELU: return (T)0.5 * v * ERFC(-v * SQRT1_2); /* erfc keeps its digits far below zero */
-    case CNNX_SILU: return v / (1 + EXP(-v));
-    default: return FN(activate)(v, kind);
-    }
-}
-
-/* Derivative at the input v. */
-static inline T FN(derivative)(T v, int kind, T alpha)
-{
-    switch (kind) {
-    case CNNX_RELU: return v > 0 ? 1 : 0;
-    case CNNX_LEAKY_RELU: return v > 0 ? 1 : alpha;
-    case CNNX_RELU6: return v > 0 && v < 6 ? 1 : 0;
-    case CNNX_SIGMOID: { const T s = FN(sigmoid)(v); return s * (1 - s); }
-    case CNNX_TANH: { const T t = TANH(v); return 1 - t * t; }
-    case CNNX_GELU:
-        return (T)0.5 * ERFC(-v * SQRT1_2) + v * INV_SQRT_2PI * EXP(-(T)0.5 * v * v);
-    case CNNX_SILU: { const T s = FN(sigmoid)(v); return s * (1 + v * (1 - s)); }
-    default: return 1;
-    }
-}
-
-/* Derivative from the output y, which is what a fused layer has kept. */
-static inline T FN(derivative_from_output)(T y, int kind)
-{
-    switch (kind) {
-    case CNNX_RELU: return y > 0 ? 1 : 0;
-    case CNNX_SIGMOID: return y * (1 - y);
-    case CNNX_TANH: return 1 - y * y;
-    default: return 1;
-    }
-}
+/* Activations as operations of their own, and softmax; forward and backward. */
 
 static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
 {
@@ -49,17 +6,44 @@ static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
     return end < p->n ? end : p->n;
 }
 
+/* The loop over a chunk for each kind; the last numbers go through a vector of their own. */
+#define EACH_VECTOR(call)                                                                              \
+    for (int64_t i = begin; i < end; i += VL) {                                                        \
+        const int64_t n = end - i < VL ? end - i : VL;                                                 \
+        T lanes[2][VL] = {{0}};                                                                        \
+        if (n < VL) {                                                                                  \
+            memcpy(lanes[0], x + i, (size_t)n * sizeof(T));                                            \
+            if (g) memcpy(lanes[1], g + i, (size_t)n * sizeof(T));                                     \
+        }                                                                                              \
+        const V v = *(const VU *)(n < VL ? lanes[0] : x + i);                                          \
+        const V grad = *(const VU *)(n < VL || !g ? lanes[1] : g + i);                                 \
+        (void)grad;                                                                                    \
+        *(VU *)(n < VL ? lanes[0] : y + i) = call;                                                     \
+        if (n < VL) memcpy(y + i, lanes[0], (size_t)n * sizeof(T));                                    \
+    }                                                                                                  \
+    return
+
+#define EACH_KIND(call)                                                                                \
+    switch (p->kind) {                                                                                 \
+    case CNNX_RELU: EACH_VECTOR(call(CNNX_RELU));                                                      \
+    case CNNX_LEAKY_RELU: EACH_VECTOR(call(CNNX_LEAKY_RELU));                                          \
+    case CNNX_RELU6: EACH_VECTOR(call(CNNX_RELU6));                                                    \
+    case CNNX_SIGMOID: EACH_VECTOR(call(CNNX_SIGMOID));                                                \
+    case CNNX_TANH: EACH_VECTOR(call(CNNX_TANH));                                                      \
+    case CNNX_GELU: EACH_VECTOR(call(CNNX_GELU));                                                      \
+    case CNNX_SILU: EACH_VECTOR(call(CNNX_SILU));                                                      \
+    }
+
 static void FN(activation)(const void *problem, int64_t task, void *scratch)
 {
     const cnnx_elementwise *p = problem;
     (void)scratch;
-    const T *x = p->x, alpha = (T)p->alpha;
+    const T *x = p->x, *g = NULL, alpha = (T)p->alpha;
     T *y = p->y;
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
-    if (p->kind == CNNX_RELU) /* the one without a call in its loop: it vectorises */
-        for (int64_t i = begin; i < end; i++) y[i] = x[i] < 0 ? 0 : x[i];
-    else
-        for (int64_t i = begin; i < end; i++) y[i] = FN(apply)(x[i], p->kind, alpha);
+#define CALL(kind) FN(activate_vector)(v, kind, alpha)
+    EACH_KIND(CALL)
+#undef CALL
 }
 
 static void FN(activation_backward)(const void *problem, int64_t task, void *scratch)
@@ -69,13 +53,18 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
     const T *x = p->x, *g = p->grad, alpha = (T)p->alpha;
     T *y = p->y;
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
-    if (p->kind == CNNX_RELU) /* input and output have the same sign */
-        for (int64_t i = begin; i < end; i++) y[i] = x[i] > 0 ? g[i] : 0;
-    else if (p->from_output)
-        for (int64_t i = begin; i < end; i++) y[i] = g[i] * FN(derivative_from_output)(x[i], p->kind);
-    else
-        for (int64_t i = begin; i < end; i++) y[i] = g[i] * FN(derivative)(x[i], p->kind, alpha);
+    if (p->from_output) {
+#define CALL(kind) grad * FN(slope_from_output)(v, kind)
+        EACH_KIND(CALL)
+#undef CALL
+    } else {
+#define CALL(kind) grad * FN(slope_vector)(v, kind, alpha)
+        EACH_KIND(CALL)
+#undef CALL
+    }
 }
+#undef EACH_KIND
+#undef EACH_VECTOR
 
 static void FN(softmax)(const void *problem, int64_t task, void *scratch)
 {

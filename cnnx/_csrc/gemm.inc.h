@@ -12,19 +12,6 @@
  * Edges: callers pad panels with zeros and store only the part that exists.
  */
 
-#define V FN(V)
-#define VU FN(VU) /* the same without alignment */
-#if defined(__GNUC__)
-typedef T V __attribute__((vector_size(VECTOR_BYTES)));
-typedef T VU __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
-typedef __typeof__((V){0} < (V){0}) FN(mask);
-static inline V FN(relu)(V v) { return (V)((FN(mask))v & ~(v < (V){0})); } /* keeps NaN */
-#else
-typedef T V;
-typedef T VU;
-static inline V FN(relu)(V v) { return v < 0 ? 0 : v; }
-#endif
-
 static ALWAYS_INLINE void
 FN(gemm_tile)(int64_t kc, const T *restrict a, const T *restrict b, V acc[MR][NV])
 {
@@ -39,16 +26,6 @@ FN(gemm_tile)(int64_t kc, const T *restrict a, const T *restrict b, V acc[MR][NV
     }
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int j = 0; j < NV; j++) acc[i][j] = c[i][j];
-}
-
-static inline T FN(activate)(T v, int activation)
-{
-    switch (activation) {
-    case CNNX_RELU: return v < 0 ? 0 : v; /* keeps NaN */
-    case CNNX_SIGMOID: return 1 / (1 + EXP(-v));
-    case CNNX_TANH: return TANH(v);
-    default: return v;
-    }
 }
 
 /* c[i*ldc + j] = act(acc[i][j] + start), start being bias[i] or 0 for the first block of the depth and
@@ -68,7 +45,10 @@ FN(store_tile)(V acc[MR][NV], T *c, int64_t ldc, const T *bias, int first, int l
     }
     if (last && activation > CNNX_RELU)
         for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NR; j++) c[i * ldc + j] = FN(activate)(c[i * ldc + j], activation);
+            for (int j = 0; j < NV; j++) {
+                T *p = c + i * ldc + j * VL;
+                *(VU *)p = FN(fused)(*(const VU *)p, activation);
+            }
 }
 
 /* One tile straight into c, all of it existing. */

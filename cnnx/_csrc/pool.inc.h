@@ -97,33 +97,24 @@ static void FN(avg_plane)(const cnnx_pool *p, int64_t task)
 }
 
 #if defined(__GNUC__)
-#define SELECT(mask, a, b) ((mask & (a)) | (~mask & (b)))
-#if SIZE == 4
-typedef int32_t FN(spot);
-#else
-typedef int64_t FN(spot);
-#endif
-typedef FN(spot) FN(spots) __attribute__((vector_size(VECTOR_BYTES)));
-typedef FN(spot) FN(loose_spots) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
-
 /* One row of maxima. They begin as minus infinity in the first pixel inside the image, `first` from the
  * window's corner, which itself is at `corner` for window 0; a border of minus infinity never beats that. */
 static ALWAYS_INLINE void
 FN(max_row)(const int indexed, const cnnx_pool *p, const T *strip, const int64_t *offset,
-            const FN(spot) *first, FN(spot) above, int64_t corner, T *y, int64_t *indices)
+            const FN(integer) *first, FN(integer) above, int64_t corner, T *y, int64_t *indices)
 {
     for (int64_t j = 0;; j += VL) {
         if (j + VL > p->cols) j = p->cols > VL ? p->cols - VL : 0;
         V best = (V){0} - INFINITY;
-        FN(spots) at = {0};
-        if (indexed) at = *(const FN(loose_spots) *)(first + j) + above;
+        FN(integers) at = {0};
+        if (indexed) at = *(const FN(loose_integers) *)(first + j) + above;
         for (int64_t k = 0, t = 0; k < p->kh; k++) {
-            FN(spot) place = (FN(spot))(k * p->dh * p->W);
-            for (int64_t l = 0; l < p->kw; l++, t++, place += (FN(spot))p->dw) {
+            FN(integer) place = (FN(integer))(k * p->dh * p->W);
+            for (int64_t l = 0; l < p->kw; l++, t++, place += (FN(integer))p->dw) {
                 const V v = *(const VU *)(strip + offset[t] + j);
-                const FN(spots) take = (FN(spots))(~(v <= best) & (best == best)); /* the first NaN wins */
-                best = (V)SELECT(take, (FN(spots))v, (FN(spots))best);
-                if (indexed) at = SELECT(take, (FN(spots)){0} + place, at);
+                const FN(integers) take = (FN(integers))(~(v <= best) & (best == best)); /* the first NaN wins */
+                best = FN(select)(take, v, best);
+                if (indexed) at = (take & place) | (~take & at);
             }
         }
         const int64_t count = p->cols < VL ? p->cols : VL;
@@ -131,9 +122,9 @@ FN(max_row)(const int indexed, const cnnx_pool *p, const T *strip, const int64_t
         *(VU *)(count < VL ? maxima : y + j) = best;
         if (count < VL) FN(copy)(maxima, count, y);
         if (indexed) {
-            FN(spot) spots[VL];
+            FN(integer) spots[VL];
             int64_t flat[VL];
-            *(FN(loose_spots) *)spots = at;
+            *(FN(loose_integers) *)spots = at;
             for (int64_t l = 0; l < VL; l++) flat[l] = corner + (j + l) * p->sw + spots[l];
             memcpy(indices + j, flat, (size_t)count * sizeof(int64_t));
         }
@@ -167,7 +158,7 @@ static NOINLINE void FN(pool_rows)(const cnnx_pool *p, int64_t task, void *scrat
     T *strip = scratch;
     int64_t *offset = (int64_t *)(strip + c->image_size);
     T *width = (T *)(offset + c->depth);
-    FN(spot) *first = (FN(spot) *)width;
+    FN(integer) *first = (FN(integer) *)width;
     const int64_t i0 = task % c->blocks * c->block, begin = task / c->blocks * c->m_block;
     const int64_t rows = p->rows - i0 < c->block ? p->rows - i0 : c->block;
     const int64_t end = begin + c->m_block < p->planes ? begin + c->m_block : p->planes;
@@ -177,7 +168,7 @@ static NOINLINE void FN(pool_rows)(const cnnx_pool *p, int64_t task, void *scrat
         int64_t lo = 0, hi = 1;
         if (j < p->cols) FN(taps_inside)(j0, p->dw, p->kw, p->W, &lo, &hi);
         if (max)
-            first[j] = (FN(spot))(lo * p->dw);
+            first[j] = (FN(integer))(lo * p->dw);
         else
             width[j] = j < p->cols ? FN(extent)(p, j0, p->kw, p->W + p->right, hi - lo) : 1;
     }
@@ -193,14 +184,13 @@ static NOINLINE void FN(pool_rows)(const cnnx_pool *p, int64_t task, void *scrat
             if (!max)
                 FN(avg_row)(p, row, offset, width, FN(extent)(p, h, p->kh, p->H + p->bottom, hi - lo), y);
             else if (indices)
-                FN(max_row)(1, p, row, offset, first, (FN(spot))(lo * p->dh * p->W), h * p->W - p->left, y,
+                FN(max_row)(1, p, row, offset, first, (FN(integer))(lo * p->dh * p->W), h * p->W - p->left, y,
                             indices + i * p->cols);
             else
                 FN(max_row)(0, p, row, offset, first, 0, 0, y, NULL);
         }
     }
 }
-#undef SELECT
 #else
 static void FN(pool_rows)(const cnnx_pool *p, int64_t task, void *scratch, int max)
 {
