@@ -1,11 +1,18 @@
 /* Convolution as an implicit matrix product, forward and input gradient: patches are packed a panel at a
  * time, never stored whole.
  *
- * For each block of KC of the depth and each panel of NR pixels, the
- * patches are packed (KC*NR floats: they stay in the first-level cache) and meet every panel of weights
- * (which stream from the second level). A tile of pixels may run over the end of a row or
- * of an image: then it goes through a small buffer. So 7x7 images fill the tiles too.
+ * A task is a block of pixels, numbered over the whole batch, and some panels of weights. For each block of the
+ * depth, the rows that the pixels read are copied with their zero border, the phases of a stride side by side
+ * (copy_strip). From there a panel of NR pixels is gathered in whole vectors (pack_strip: KC*NR numbers, which stay in the
+ * first level) and meets every panel of weights (which stream from the second level). Sums wait in
+ * scratch between blocks of the depth: the output is written once.
  */
+enum {
+    FN(BLOCK) = 256 / NR * NR,           /* pixels a task, at most */
+    FN(CHANNELS) = 256,                  /* output channels a task: their sums are a quarter of the second level */
+    FN(STRIP_MOST) = 512 * 1024 / sizeof(T),
+    FN(PHASES_MOST) = 32,                  /* column phases of a strip; wider strides gather each patch */
+};
 
 /* A dense 1x1 convolution sees each plane as one long row: no row ends inside a tile. */
 static void FN(flatten)(cnnx_conv *p)
@@ -16,6 +23,56 @@ static void FN(flatten)(cnnx_conv *p)
     p->H = p->rows = p->YH = 1;
 }
 
+/* Where patches come from, and the size of the copy they are gathered from. */
+static void FN(conv_source)(cnnx_conv *p)
+{
+    int64_t bottom, right;
+    p->source = CNNX_PATCHES;
+    p->image_size = 0;
+    if (p->taps == 0) return;
+    FN(reach)(p, &bottom, &right);
+    if (p->taps == 1 && p->sh == 1 && p->sw == 1 && p->W == p->cols && p->H == p->rows && !p->top && !p->left) {
+        p->source = CNNX_PLANES;
+        return;
+    }
+    p->extent_h = (bottom - p->top) / p->sh;
+    p->phases_h = p->sh < bottom - p->top + 1 ? p->sh : bottom - p->top + 1;
+    p->phases_w = p->sw < right - p->left + 1 ? p->sw : right - p->left + 1;
+    p->image_width = p->cols + (right - p->left) / p->sw;
+    /* A block of pixels touches so many rows of so many images. */
+    const int64_t rows = (p->block + p->cols - 2) / p->cols + 1, images = (rows + p->rows - 2) / p->rows + 1;
+    const int64_t channels = (p->k_block + p->taps - 2) / p->taps + 1;
+    const double size = (double)(rows + images * p->extent_h) * (double)p->image_width * (double)channels *
+                        (double)p->phases_h * (double)p->phases_w;
+    if (p->phases_w > FN(PHASES_MOST) || size > (double)FN(STRIP_MOST)) return;
+    p->source = CNNX_WINDOWS;
+    p->plane = (rows + images * p->extent_h) * p->image_width + VL; /* what the last row spoils */
+    p->image_size = (channels * p->phases_h * p->phases_w * p->plane + VL + 15) / 16 * 16;
+}
+
+/* Pixels and weights a task: the cut with the shortest longest thread. Packing a panel of pixels costs about as
+ * much as two tiles, and is repeated for each range of output channels. */
+static void FN(conv_cut)(cnnx_conv *p, int threads)
+{
+    const int64_t most = (p->panels * MR + FN(CHANNELS) - 1) / FN(CHANNELS);
+    double best = 0;
+    for (int64_t m_blocks = most; m_blocks <= p->panels && m_blocks <= most * threads; m_blocks *= 2) {
+        const int64_t m_block = (p->panels + m_blocks - 1) / m_blocks;
+        for (int64_t block = FN(BLOCK); block > 0; block -= NR) {
+            const int64_t tasks = p->groups * ((p->pixels + block - 1) / block) * m_blocks;
+            const double longest = (double)((tasks + threads - 1) / threads) * (double)(block * (m_block + 2));
+            if (best > 0 && longest >= best) continue;
+            best = longest;
+            p->block = block;
+            p->m_block = m_block;
+        }
+        if (threads == 1) break;
+    }
+    p->blocks = (p->pixels + p->block - 1) / p->block;
+    p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
+    p->tasks = p->groups * p->blocks * p->m_blocks;
+}
+
 static void FN(conv_plan)(cnnx_conv *p, int threads)
 {
     FN(flatten)(p);
@@ -23,42 +80,189 @@ static void FN(conv_plan)(cnnx_conv *p, int threads)
     p->depth = p->C * p->taps;
     p->panels = (p->M + MR - 1) / MR;
     p->packed_size = p->groups * p->panels * p->depth * MR;
-    /* 240 pixels keep one block of the output (M*240 floats) near the core between blocks of the
-     * depth; fewer where that would leave threads without work. */
-    const int64_t wanted = 4 * threads;
-    int64_t block = (240 + NR - 1) / NR * NR;
-    while (block > 2 * NR && p->groups * ((p->pixels + block - 1) / block) < wanted) block -= NR;
-    p->block = block;
-    p->blocks = (p->pixels + block - 1) / block;
-    /* Splitting output channels packs the same patches again: only when pixels do not suffice. */
-    int64_t split = 1;
-    if (threads > 1 && p->groups * p->blocks < threads)
-        split = (wanted + p->groups * p->blocks - 1) / (p->groups * p->blocks);
-    if (split > p->panels) split = p->panels;
-    p->m_block = (p->panels + split - 1) / split;
-    p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
-    p->tasks = p->groups * p->blocks * p->m_blocks;
-    p->scratch = ((size_t)KC * NR + (size_t)MR * NR) * sizeof(T);
+    /* Whole channels where they fit, that no copy be made twice. */
+    p->k_block = p->taps && p->taps <= KC ? FN(share)(p->C, KC / p->taps) * p->taps : KC;
+    FN(conv_cut)(p, threads);
+    FN(conv_source)(p);
+    const int64_t sums = p->depth > p->k_block ? p->block / NR * p->m_block : 1;
+    p->scratch = (size_t)(KC * NR + VL + sums * MR * NR + p->image_size) * sizeof(T) +
+                 (size_t)(p->taps + KC) * sizeof(int64_t);
 }
 
-/* Places a finished tile buffer (MR, NR) at pixels q0 .. q1-1 of channels m .. m+mr-1. */
-static void FN(scatter_tile)(const cnnx_conv *p, int64_t g, int64_t m, int64_t mr, int64_t q0,
-                             int64_t q1, const T *tile, int first, int last)
+/* The images and rows of a task's pixels q0 .. q1-1. In the strip the rows of the first image come first, from
+ * its row `first_row` on. */
+typedef struct {
+    int64_t first_image, first_row, last_image, last_row;
+} FN(span);
+
+static FN(span) FN(span_of)(const cnnx_conv *p, int64_t q0, int64_t q1)
+{
+    const int64_t area = p->rows * p->cols;
+    const FN(span) s = {q0 / area, q0 % area / p->cols, (q1 - 1) / area, (q1 - 1) % area / p->cols};
+    return s;
+}
+
+/* Where row i of image n begins in the strip. */
+static inline int64_t FN(strip_row)(const cnnx_conv *p, const FN(span) *s, int64_t n, int64_t i)
+{
+    if (n == s->first_image) return i - s->first_row;
+    return (n - s->first_image) * (p->rows + p->extent_h) - s->first_row + i;
+}
+
+/* n numbers, `step` apart, in whole vectors: up to VL-1 numbers past them are read, and spoilt in `to`. */
+static ALWAYS_INLINE void FN(copy_loose)(const T *restrict from, int64_t step, int64_t n, T *restrict to)
+{
+    if (step == 1)
+        for (int64_t j = 0; j < n; j += VL) {
+            *(VU *)(to + j) = *(const VU *)(from + j);
+            PREVENT_MEMCPY;
+        }
+    else
+        FN(copy_every)(from, step, n, to);
+}
+
+static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
+{
+    for (int64_t j = 0; j < n; j += VL) {
+        *(VU *)(to + j) = (VU){0};
+        PREVENT_MEMCPY;
+    }
+}
+
+/* One row of the image into its phases, with the zero border. Columns lo[b] .. hi[b]-1 of phase b lie inside. Each
+ * spoils VL numbers behind it, which the next row covers, or which are nobody's. */
+static ALWAYS_INLINE void FN(copy_row)(const cnnx_conv *p, const T *x, const int64_t *lo, const int64_t *hi, int loose, T *to)
+{
+    const int64_t width = p->image_width;
+    if (p->sw == 2 && p->phases_w == 2 && hi[0] > lo[0] && hi[1] > lo[1]) {
+        const int64_t begin = lo[0] > lo[1] ? lo[0] : lo[1], both = ((hi[0] < hi[1] ? hi[0] : hi[1]) - begin) / VL * VL;
+        const T *from = x + p->left;
+        T *odd = to + p->plane;
+        FN(fill_loose)(lo[0], to);
+        FN(fill_loose)(lo[1], odd);
+        if (lo[0] < begin) to[lo[0]] = from[2 * lo[0]];
+        if (lo[1] < begin) odd[lo[1]] = from[2 * lo[1] + 1];
+        FN(deal)(from + 2 * begin, both, to + begin, odd + begin);
+        for (int64_t j = begin + both; j < hi[0]; j++) to[j] = from[2 * j];
+        for (int64_t j = begin + both; j < hi[1]; j++) odd[j] = from[2 * j + 1];
+        FN(fill_loose)(width - hi[0], to + hi[0]);
+        FN(fill_loose)(width - hi[1], odd + hi[1]);
+        return;
+    }
+    for (int64_t b = 0; b < p->phases_w; b++, to += p->plane) {
+        const T *from = x + p->left + b + lo[b] * p->sw;
+        FN(fill_loose)(lo[b], to);
+        if (loose)
+            FN(copy_loose)(from, p->sw, hi[b] - lo[b], to + lo[b]);
+        else
+            FN(copy_every)(from, p->sw, hi[b] - lo[b], to + lo[b]);
+        FN(fill_loose)(width - hi[b], to + hi[b]);
+    }
+}
+
+/* Channels c0 .. c1-1 of the rows that the span reads: strip[c][row phase][column phase][row][column]. */
+static NOINLINE void FN(copy_strip)(const cnnx_conv *p, int64_t g, const FN(span) *s, int64_t c0, int64_t c1, T *strip)
+{
+    const int64_t width = p->image_width, phases = p->phases_w;
+    const T *end = (const T *)p->x + p->N * p->groups * p->C * p->H * p->W;
+    int64_t lo[FN(PHASES_MOST)], hi[FN(PHASES_MOST)];
+    for (int64_t b = 0; b < phases; b++) {
+        const int64_t left = p->left + b;
+        lo[b] = left < 0 ? (-left + p->sw - 1) / p->sw : 0;
+        hi[b] = left < p->W ? (p->W - left + p->sw - 1) / p->sw : 0;
+        if (hi[b] > width) hi[b] = width;
+        if (lo[b] > hi[b]) lo[b] = hi[b];
+    }
+    for (int64_t c = c0; c < c1; c++)
+        for (int64_t n = s->first_image; n <= s->last_image; n++) {
+            const int64_t i0 = n == s->first_image ? s->first_row : 0;
+            const int64_t i1 = n == s->last_image ? s->last_row + 1 : p->rows;
+            const T *image = (const T *)p->x + ((n * p->groups + g) * p->C + c) * p->H * p->W;
+            T *to = strip + (c - c0) * p->phases_h * phases * p->plane + FN(strip_row)(p, s, n, i0) * width;
+            for (int64_t i = i0; i < i1 + p->extent_h; i++, to += width)
+                for (int64_t a = 0; a < p->phases_h; a++) {
+                    const int64_t h = i * p->sh + a + p->top;
+                    const T *x = image + h * p->W;
+                    T *row = to + a * phases * p->plane;
+                    if (h >= 0 && h < p->H)
+                        FN(copy_row)(p, x, lo, hi, end - x >= p->W + VL, row);
+                    else
+                        for (int64_t b = 0; b < phases; b++) FN(fill_loose)(width, row + b * p->plane);
+                }
+        }
+}
+
+/* Copies of one vector each that bring the pixels of a panel together: from `at` in the strip or in x, to column
+ * `to`. What a copy brings too much, the next one covers, or the next row of the panel. */
+typedef struct {
+    int64_t at, to;
+} FN(move);
+
+static int FN(find_moves)(const cnnx_conv *p, const FN(span) *s, int64_t q0, int64_t q1, FN(move) *moves)
+{
+    int count = 0;
+    for (int64_t q = q0; q < q1;) {
+        const FN(run) r = FN(run_at)(p, q, q1);
+        const int64_t at = p->source == CNNX_PLANES ? (r.n * p->groups * p->C * p->H + r.i) * p->W + r.j
+                                                    : FN(strip_row)(p, s, r.n, r.i) * p->image_width + r.j;
+        for (int64_t j = 0; j < r.len; j += VL) {
+            moves[count].at = at + j;
+            moves[count++].to = q - q0 + j;
+        }
+        q += r.len;
+    }
+    return count;
+}
+
+/* A panel of patches: out[k*NR + j], pixels by the moves, k by its offset; VL numbers past the end are spoilt. Rows of
+ * a plane lie far apart: no prefetcher foresees the next panel's. */
+static ALWAYS_INLINE void FN(gather)(const T *from, const int64_t *offset, int64_t kc, const FN(move) *moves,
+                                     const int count, const int ahead, T *restrict out)
+{
+    for (int64_t k = 0; k < kc; k++, out += NR) {
+        const T *row = from + offset[k];
+        UNROLL for (int m = 0; m < count; m++) *(VU *)(out + moves[m].to) = *(const VU *)(row + moves[m].at);
+        if (ahead)
+            for (int j = 0; j < NR; j += 64 / (int)sizeof(T)) PREFETCH(row + moves[count - 1].at + VL + j);
+    }
+}
+
+static NOINLINE void FN(pack_strip)(const T *from, const int64_t *offset, int64_t kc, const FN(move) *moves, int count,
+                                    int ahead, T *restrict out)
+{
+    FN(move) local[4];
+    if (count <= 4) memcpy(local, moves, (size_t)count * sizeof *moves);
+    switch (count) {
+    case 1: FN(gather)(from, offset, kc, local, 1, 0, out); break;
+    case 2: ahead ? FN(gather)(from, offset, kc, local, 2, 1, out) : FN(gather)(from, offset, kc, local, 2, 0, out); break;
+    case 3: ahead ? FN(gather)(from, offset, kc, local, 3, 1, out) : FN(gather)(from, offset, kc, local, 3, 0, out); break;
+    case 4: ahead ? FN(gather)(from, offset, kc, local, 4, 1, out) : FN(gather)(from, offset, kc, local, 4, 0, out); break;
+    default: FN(gather)(from, offset, kc, moves, count, 0, out);
+    }
+}
+
+/* Places finished sums (MR, NR), which it spoils, at pixels q0 .. q1-1 of channels m .. m+mr-1. */
+static NOINLINE void FN(place_tile)(const cnnx_conv *p, int64_t g, int64_t m, int64_t mr, int64_t q0, int64_t q1, T *tile)
 {
     const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
     const int64_t plane = p->YH * p->YW;
+    if (bias || p->activation)
+        for (int64_t i = 0; i < mr; i++)
+            for (int64_t j = 0; j < NR; j += VL) {
+                V *v = (V *)(tile + i * NR + j);
+                *v = FN(fused)(*v + (bias ? bias[i] : 0), p->activation);
+            }
     for (int64_t q = q0; q < q1;) {
         const FN(run) r = FN(run_at)(p, q, q1);
         T *y = (T *)p->y + ((r.n * p->groups + g) * p->M + m) * plane + (p->oy + r.i * p->ty) * p->YW +
                p->ox + r.j * p->tx;
-        for (int64_t i = 0; i < mr; i++, y += plane)
-            for (int64_t j = 0; j < r.len; j++) {
-                T v = tile[i * NR + (q - q0) + j];
-                T *to = y + j * p->tx;
-                if (!first) v += *to;
-                else if (bias) v += bias[i];
-                *to = last ? FN(activate)(v, p->activation) : v;
-            }
+        const T *from = tile + (q - q0);
+        for (int64_t i = 0; i < mr; i++, y += plane, from += NR) {
+            if (p->tx == 1)
+                FN(copy)(from, r.len, y);
+            else
+                for (int64_t j = 0; j < r.len; j++) y[j * p->tx] = from[j];
+        }
         q += r.len;
     }
 }
@@ -66,38 +270,76 @@ static void FN(scatter_tile)(const cnnx_conv *p, int64_t g, int64_t m, int64_t m
 static void FN(conv)(const void *problem, int64_t task, void *scratch)
 {
     const cnnx_conv *p = problem;
-    T *panel = scratch, *tile = panel + KC * NR;
-    const int64_t mb = task % p->m_blocks, b = task / p->m_blocks % p->blocks,
-                  g = task / p->m_blocks / p->blocks;
-    const int64_t begin = b * p->block, plane = p->rows * p->cols;
+    T *panel = scratch, *sums = panel + KC * NR + VL;
+    const int64_t mb = task % p->m_blocks, b = task / p->m_blocks % p->blocks, g = task / p->m_blocks / p->blocks;
+    const int64_t begin = b * p->block, area = p->rows * p->cols;
     const int64_t end = begin + p->block < p->pixels ? begin + p->block : p->pixels;
     const int64_t first_panel = mb * p->m_block;
-    const int64_t last_panel =
-        first_panel + p->m_block < p->panels ? first_panel + p->m_block : p->panels;
+    const int64_t last_panel = first_panel + p->m_block < p->panels ? first_panel + p->m_block : p->panels;
+    const int single = p->depth <= p->k_block; /* one block of the depth: no sums wait */
+    T *strip = sums + (single ? 1 : p->block / NR * p->m_block) * MR * NR;
+    int64_t *tap = (int64_t *)(strip + p->image_size), *offset = tap + p->taps;
     const int flat = p->ty == 1 && p->tx == 1 && p->YH == p->rows && p->YW == p->cols;
     const T *packed = (const T *)p->packed + g * p->panels * p->depth * MR;
+    const T *x = (const T *)p->x, *x_end = x + p->N * p->groups * p->C * p->H * p->W;
+    const FN(span) span = FN(span_of)(p, begin, end);
+    int64_t stride = p->H * p->W; /* from a channel to the next */
+    if (p->source == CNNX_WINDOWS) {
+        stride = p->phases_h * p->phases_w * p->plane;
+        for (int64_t t = 0; t < p->taps; t++) {
+            const int64_t h = p->dh[t] - p->top, w = p->dw[t] - p->left;
+            tap[t] = (h % p->sh * p->phases_w + w % p->sw) * p->plane + h / p->sh * p->image_width + w / p->sw;
+        }
+    } else if (p->source == CNNX_PLANES) {
+        tap[0] = 0;
+        x += g * p->C * p->H * p->W;
+    }
 
     int64_t k0 = 0;
     do { /* once even when the depth is 0: a phase that no tap reaches is all bias */
-        const int64_t kc = p->depth - k0 < KC ? p->depth - k0 : KC;
+        const int64_t kc = p->depth - k0 < p->k_block ? p->depth - k0 : p->k_block;
         const int first = k0 == 0, last = k0 + kc == p->depth;
+        const T *source = strip;
+        if (p->source != CNNX_PATCHES) {
+            int64_t c = k0 / p->taps, t = k0 % p->taps, c0 = c;
+            for (int64_t k = 0; k < kc; k++) {
+                offset[k] = (c - c0) * stride + tap[t];
+                if (++t == p->taps) t = 0, c++;
+            }
+            if (p->source == CNNX_WINDOWS)
+                FN(copy_strip)(p, g, &span, c0, t ? c + 1 : c, strip);
+            else
+                source = x + c0 * stride;
+        }
         for (int64_t q0 = begin; q0 < end; q0 += NR) {
-            const int64_t q1 = q0 + NR < end ? q0 + NR : end;
-            const int64_t n = q0 / plane;
+            const int64_t q1 = q0 + NR < end ? q0 + NR : end, n = q0 / area;
+            FN(move) moves[NR + NV];
             /* All NR pixels of one image, and that image dense: the tile is stored directly. */
-            const int whole = flat && q1 - q0 == NR && (q1 - 1) / plane == n;
-            FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, panel, NR);
+            const int whole = flat && q1 - q0 == NR && (q1 - 1) / area == n;
+            if (p->source == CNNX_PATCHES) {
+                FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, panel, NR);
+            } else {
+                const int count = FN(find_moves)(p, &span, q0, q1, moves);
+                if (q1 - q0 < NR) memset(panel, 0, (size_t)(kc * NR) * sizeof(T));
+                if (p->source == CNNX_PLANES &&
+                    x_end - (source + offset[kc - 1] + moves[count - 1].at) < VL) /* no vector past the end of x */
+                    FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, panel, NR);
+                else
+                    FN(pack_strip)(source, offset, kc, moves, count, p->source == CNNX_PLANES, panel);
+            }
             for (int64_t s = first_panel; s < last_panel; s++) {
                 const int64_t m = s * MR, mr = p->M - m < MR ? p->M - m : MR;
                 const T *a = packed + (s * p->depth + k0) * MR;
-                if (whole && mr == MR) {
-                    T *y = (T *)p->y + ((n * p->groups + g) * p->M + m) * plane + q0 % plane;
+                if (single && whole && mr == MR) {
+                    T *y = (T *)p->y + ((n * p->groups + g) * p->M + m) * area + q0 % area;
                     const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
-                    FN(gemm_full)(kc, a, panel, y, plane, bias, first, last, p->activation);
-                } else {
-                    FN(gemm_edge)(kc, a, panel, tile);
-                    FN(scatter_tile)(p, g, m, mr, q0, q1, tile, first, last);
+                    FN(gemm_full)(kc, a, panel, y, area, bias, 1, 1, p->activation);
+                    continue;
                 }
+                T *tile = sums;
+                if (!single) tile += ((q0 - begin) / NR * p->m_block + s - first_panel) * MR * NR;
+                FN(gemm_full)(kc, a, panel, tile, NR, NULL, first, 0, CNNX_NONE);
+                if (last) FN(place_tile)(p, g, m, mr, q0, q1, tile);
             }
         }
         k0 += kc;

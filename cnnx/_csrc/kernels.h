@@ -46,6 +46,8 @@ typedef struct {
     int64_t pixels, depth, panels; /* panels of MR output channels in a group */
     int64_t block, blocks;         /* pixels a task, tasks along pixels */
     int64_t m_block, m_blocks;     /* panels a task, tasks along output channels */
+    int64_t k_block;               /* depth that is multiplied at a time */
+    int source;                    /* where a panel's pixels come from, one of the enum below */
     int64_t packed_size, tasks;
     size_t scratch;
     /* set by winograd_plan, where pixels and block count tiles: the kernel's first row and column, its
