@@ -109,16 +109,13 @@ static inline int64_t FN(strip_row)(const cnnx_conv *p, const FN(span) *s, int64
     return (n - s->first_image) * (p->rows + p->extent_h) - s->first_row + i;
 }
 
-/* n numbers, `step` apart, in whole vectors: up to VL-1 numbers past them are read, and spoilt in `to`. */
-static ALWAYS_INLINE void FN(copy_loose)(const T *restrict from, int64_t step, int64_t n, T *restrict to)
+/* Rows in whole vectors: up to VL-1 numbers past the end are spoilt (and, by copy_loose, read). */
+static ALWAYS_INLINE void FN(copy_loose)(const T *restrict from, int64_t n, T *restrict to)
 {
-    if (step == 1)
-        for (int64_t j = 0; j < n; j += VL) {
-            *(VU *)(to + j) = *(const VU *)(from + j);
-            PREVENT_MEMCPY;
-        }
-    else
-        FN(copy_every)(from, step, n, to);
+    for (int64_t j = 0; j < n; j += VL) {
+        *(VU *)(to + j) = *(const VU *)(from + j);
+        PREVENT_MEMCPY;
+    }
 }
 
 static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
@@ -129,67 +126,72 @@ static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
     }
 }
 
-/* One row of the image into its phases, with the zero border. Columns lo[b] .. hi[b]-1 of phase b lie inside. Each
- * spoils VL numbers behind it, which the next row covers, or which are nobody's. */
-static ALWAYS_INLINE void FN(copy_row)(const cnnx_conv *p, const T *x, const int64_t *lo, const int64_t *hi, int loose, T *to)
+/* Both phases of a row of stride 2, columns lo[b] .. hi[b]-1 of them inside the image; `from` is column 0. */
+static ALWAYS_INLINE void FN(deal_row)(const T *restrict from, const int64_t *lo, const int64_t *hi, T *restrict even,
+                                       T *restrict odd)
 {
-    const int64_t width = p->image_width;
-    if (p->sw == 2 && p->phases_w == 2 && hi[0] > lo[0] && hi[1] > lo[1]) {
-        const int64_t begin = lo[0] > lo[1] ? lo[0] : lo[1], both = ((hi[0] < hi[1] ? hi[0] : hi[1]) - begin) / VL * VL;
-        const T *from = x + p->left;
-        T *odd = to + p->plane;
-        FN(fill_loose)(lo[0], to);
-        FN(fill_loose)(lo[1], odd);
-        if (lo[0] < begin) to[lo[0]] = from[2 * lo[0]];
-        if (lo[1] < begin) odd[lo[1]] = from[2 * lo[1] + 1];
-        FN(deal)(from + 2 * begin, both, to + begin, odd + begin);
-        for (int64_t j = begin + both; j < hi[0]; j++) to[j] = from[2 * j];
-        for (int64_t j = begin + both; j < hi[1]; j++) odd[j] = from[2 * j + 1];
-        FN(fill_loose)(width - hi[0], to + hi[0]);
-        FN(fill_loose)(width - hi[1], odd + hi[1]);
-        return;
-    }
-    for (int64_t b = 0; b < p->phases_w; b++, to += p->plane) {
-        const T *from = x + p->left + b + lo[b] * p->sw;
-        FN(fill_loose)(lo[b], to);
-        if (loose)
-            FN(copy_loose)(from, p->sw, hi[b] - lo[b], to + lo[b]);
-        else
-            FN(copy_every)(from, p->sw, hi[b] - lo[b], to + lo[b]);
-        FN(fill_loose)(width - hi[b], to + hi[b]);
-    }
+    const int64_t begin = lo[0] > lo[1] ? lo[0] : lo[1], end = hi[0] < hi[1] ? hi[0] : hi[1];
+    const int64_t both = end > begin ? (end - begin) / VL * VL : 0;
+    for (int64_t j = lo[0]; j < begin && j < hi[0]; j++) even[j] = from[2 * j];
+    for (int64_t j = lo[1]; j < begin && j < hi[1]; j++) odd[j] = from[2 * j + 1];
+    FN(deal)(from + 2 * begin, both, even + begin, odd + begin);
+    for (int64_t j = begin + both; j < hi[0]; j++) even[j] = from[2 * j];
+    for (int64_t j = begin + both; j < hi[1]; j++) odd[j] = from[2 * j + 1];
 }
 
-/* Channels c0 .. c1-1 of the rows that the span reads: strip[c][row phase][column phase][row][column]. */
-static NOINLINE void FN(copy_strip)(const cnnx_conv *p, int64_t g, const FN(span) *s, int64_t c0, int64_t c1, T *strip)
+/* Channels c0 .. c1-1 of the rows that the span reads: strip[c][row phase][column phase][row][column]. Each row
+ * spoils VL numbers behind it, which the next one covers, or which are nobody's. */
+static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *p, int64_t g, const FN(span) *s,
+                                           int64_t c0, int64_t c1, T *restrict strip)
 {
-    const int64_t width = p->image_width, phases = p->phases_w;
-    const T *end = (const T *)p->x + p->N * p->groups * p->C * p->H * p->W;
-    int64_t lo[FN(PHASES_MOST)], hi[FN(PHASES_MOST)];
+    const int64_t width = p->image_width, phases = p->phases_w, plane = p->plane, H = p->H, W = p->W, sw = p->sw;
+    const int64_t phases_h = p->phases_h, left = p->left;
+    const T *end = (const T *)p->x + p->N * p->groups * p->C * H * W;
+    int64_t lo[FN(PHASES_MOST)], hi[FN(PHASES_MOST)]; /* columns of a phase inside the image */
     for (int64_t b = 0; b < phases; b++) {
-        const int64_t left = p->left + b;
-        lo[b] = left < 0 ? (-left + p->sw - 1) / p->sw : 0;
-        hi[b] = left < p->W ? (p->W - left + p->sw - 1) / p->sw : 0;
+        lo[b] = left + b < 0 ? (-left - b + sw - 1) / sw : 0;
+        hi[b] = left + b < W ? (W - left - b + sw - 1) / sw : 0;
         if (hi[b] > width) hi[b] = width;
         if (lo[b] > hi[b]) lo[b] = hi[b];
     }
     for (int64_t c = c0; c < c1; c++)
         for (int64_t n = s->first_image; n <= s->last_image; n++) {
             const int64_t i0 = n == s->first_image ? s->first_row : 0;
-            const int64_t i1 = n == s->last_image ? s->last_row + 1 : p->rows;
-            const T *image = (const T *)p->x + ((n * p->groups + g) * p->C + c) * p->H * p->W;
-            T *to = strip + (c - c0) * p->phases_h * phases * p->plane + FN(strip_row)(p, s, n, i0) * width;
-            for (int64_t i = i0; i < i1 + p->extent_h; i++, to += width)
-                for (int64_t a = 0; a < p->phases_h; a++) {
+            const int64_t i1 = (n == s->last_image ? s->last_row + 1 : p->rows) + p->extent_h;
+            const T *image = (const T *)p->x + ((n * p->groups + g) * p->C + c) * H * W;
+            T *to = strip + (c - c0) * phases_h * phases * plane + FN(strip_row)(p, s, n, i0) * width;
+            for (int64_t i = i0; i < i1; i++, to += width)
+                for (int64_t a = 0; a < phases_h; a++) {
                     const int64_t h = i * p->sh + a + p->top;
-                    const T *x = image + h * p->W;
-                    T *row = to + a * phases * p->plane;
-                    if (h >= 0 && h < p->H)
-                        FN(copy_row)(p, x, lo, hi, end - x >= p->W + VL, row);
+                    const T *x = image + h * W + left;
+                    T *row = to + a * phases * plane;
+                    const int inside = h >= 0 && h < H;
+                    for (int64_t b = 0; b < phases; b++)
+                        FN(fill_loose)(inside ? lo[b] : width, row + b * plane);
+                    if (!inside) continue;
+                    /* The next channel's row: a plane away, where no prefetcher looks. */
+                    for (int64_t j = 0; j < W; j += 64 / (int64_t)sizeof(T)) PREFETCH(x + H * W + j);
+                    if (step == 2)
+                        FN(deal_row)(x, lo, hi, row, row + plane);
+                    else if (step == 1 && end - (x + hi[0]) >= VL)
+                        FN(copy_loose)(x + lo[0], hi[0] - lo[0], row + lo[0]);
                     else
-                        for (int64_t b = 0; b < phases; b++) FN(fill_loose)(width, row + b * p->plane);
+                        for (int64_t b = 0; b < phases; b++)
+                            FN(copy_every)(x + b + lo[b] * sw, sw, hi[b] - lo[b], row + b * plane + lo[b]);
+                    for (int64_t b = 0; b < phases; b++)
+                        FN(fill_loose)(width - hi[b], row + b * plane + hi[b]);
                 }
         }
+}
+
+static NOINLINE void FN(copy_strip)(const cnnx_conv *p, int64_t g, const FN(span) *s, int64_t c0, int64_t c1, T *strip)
+{
+    if (p->sw == 1)
+        FN(copy_rows_of)(1, p, g, s, c0, c1, strip);
+    else if (p->sw == 2 && p->phases_w == 2)
+        FN(copy_rows_of)(2, p, g, s, c0, c1, strip);
+    else
+        FN(copy_rows_of)(0, p, g, s, c0, c1, strip);
 }
 
 /* Copies of one vector each that bring the pixels of a panel together: from `at` in the strip or in x, to column
