@@ -126,17 +126,37 @@ static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
     }
 }
 
-/* Both phases of a row of stride 2, columns lo[b] .. hi[b]-1 of them inside the image; `from` is column 0. */
-static ALWAYS_INLINE void FN(deal_row)(const T *restrict from, const int64_t *lo, const int64_t *hi, T *restrict even,
-                                       T *restrict odd)
+/* A row of stride P into its P phases, columns lo[b] .. hi[b]-1 of them inside the image; `from` is column 0 of the
+ * first. log2(P) rounds of dealing even and odd numbers apart; nothing is read from `end` on. */
+static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t *lo, const int64_t *hi, const T *end,
+                                       T *to, int64_t plane)
 {
-    const int64_t begin = lo[0] > lo[1] ? lo[0] : lo[1], end = hi[0] < hi[1] ? hi[0] : hi[1];
-    const int64_t both = end > begin ? (end - begin) / VL * VL : 0;
-    for (int64_t j = lo[0]; j < begin && j < hi[0]; j++) even[j] = from[2 * j];
-    for (int64_t j = lo[1]; j < begin && j < hi[1]; j++) odd[j] = from[2 * j + 1];
-    FN(deal)(from + 2 * begin, both, even + begin, odd + begin);
-    for (int64_t j = begin + both; j < hi[0]; j++) even[j] = from[2 * j];
-    for (int64_t j = begin + both; j < hi[1]; j++) odd[j] = from[2 * j + 1];
+    int64_t first = lo[0], last = hi[0]; /* columns that all phases have */
+    for (int b = 1; b < P; b++) {
+        if (lo[b] > first) first = lo[b];
+        if (hi[b] < last) last = hi[b];
+    }
+    if (last < first) last = first;
+    int64_t j = first;
+#if defined(SHUFFLE)
+    for (; j < last && end - (from + P * j) >= P * VL; j += VL) {
+        V a[4], d[4];
+        UNROLL for (int b = 0; b < P; b++) a[b] = *(const VU *)(from + P * j + b * VL);
+        UNROLL for (int round = 1; round < P; round *= 2) {
+            UNROLL for (int b = 0; b < P / 2; b++) {
+                d[b] = __builtin_shufflevector(a[2 * b], a[2 * b + 1], EVEN);
+                d[b + P / 2] = __builtin_shufflevector(a[2 * b], a[2 * b + 1], ODD);
+            }
+            UNROLL for (int b = 0; b < P; b++) a[b] = d[b];
+        }
+        UNROLL for (int b = 0; b < P; b++) *(VU *)(to + b * plane + j) = a[b];
+    }
+#endif
+    if (j > last) j = last;
+    for (int b = 0; b < P; b++) {
+        for (int64_t i = lo[b]; i < first && i < hi[b]; i++) to[b * plane + i] = from[P * i + b];
+        for (int64_t i = j; i < hi[b]; i++) to[b * plane + i] = from[P * i + b];
+    }
 }
 
 /* Channels c0 .. c1-1 of the rows that the span reads: strip[c][row phase][column phase][row][column]. Each row
@@ -171,8 +191,8 @@ static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *
                     if (!inside) continue;
                     /* The next channel's row: a plane away, where no prefetcher looks. */
                     for (int64_t j = 0; j < W; j += 64 / (int64_t)sizeof(T)) PREFETCH(x + H * W + j);
-                    if (step == 2)
-                        FN(deal_row)(x, lo, hi, row, row + plane);
+                    if (step > 1)
+                        FN(deal_row)((int)step, x, lo, hi, end, row, plane);
                     else if (step == 1 && end - (x + hi[0]) >= VL)
                         FN(copy_loose)(x + lo[0], hi[0] - lo[0], row + lo[0]);
                     else
@@ -190,6 +210,8 @@ static NOINLINE void FN(copy_strip)(const cnnx_conv *p, int64_t g, const FN(span
         FN(copy_rows_of)(1, p, g, s, c0, c1, strip);
     else if (p->sw == 2 && p->phases_w == 2)
         FN(copy_rows_of)(2, p, g, s, c0, c1, strip);
+    else if (p->sw == 4 && p->phases_w == 4)
+        FN(copy_rows_of)(4, p, g, s, c0, c1, strip);
     else
         FN(copy_rows_of)(0, p, g, s, c0, c1, strip);
 }
@@ -233,7 +255,7 @@ static NOINLINE void FN(pack_strip)(const T *from, const int64_t *offset, int64_
                                     int ahead, T *restrict out)
 {
     FN(move) local[4];
-    if (count <= 4) memcpy(local, moves, (size_t)count * sizeof *moves);
+    memcpy(local, moves, sizeof local);
     switch (count) {
     case 1: FN(gather)(from, offset, kc, local, 1, 0, out); break;
     case 2: ahead ? FN(gather)(from, offset, kc, local, 2, 1, out) : FN(gather)(from, offset, kc, local, 2, 0, out); break;
@@ -267,6 +289,12 @@ static NOINLINE void FN(place_tile)(const cnnx_conv *p, int64_t g, int64_t m, in
         }
         q += r.len;
     }
+}
+
+/* Panels of pixels that are packed before the weights go over them. */
+static int64_t FN(group_of)(int64_t kc)
+{
+    return kc * 2 > KC ? 1 : kc ? KC / kc : FN(BLOCK) / NR;
 }
 
 static void FN(conv)(const void *problem, int64_t task, void *scratch)
@@ -313,35 +341,44 @@ static void FN(conv)(const void *problem, int64_t task, void *scratch)
             else
                 source = x + c0 * stride;
         }
-        for (int64_t q0 = begin; q0 < end; q0 += NR) {
-            const int64_t q1 = q0 + NR < end ? q0 + NR : end, n = q0 / area;
-            FN(move) moves[NR + NV];
-            /* All NR pixels of one image, and that image dense: the tile is stored directly. */
-            const int whole = flat && q1 - q0 == NR && (q1 - 1) / area == n;
-            if (p->source == CNNX_PATCHES) {
-                FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, panel, NR);
-            } else {
-                const int count = FN(find_moves)(p, &span, q0, q1, moves);
-                if (q1 - q0 < NR) memset(panel, 0, (size_t)(kc * NR) * sizeof(T));
-                if (p->source == CNNX_PLANES &&
-                    x_end - (source + offset[kc - 1] + moves[count - 1].at) < VL) /* no vector past the end of x */
-                    FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, panel, NR);
-                else
-                    FN(pack_strip)(source, offset, kc, moves, count, p->source == CNNX_PLANES, panel);
+        /* As many panels as the first level holds: a short depth then writes long rows of the output. */
+        const int64_t group = FN(group_of)(kc) * NR;
+        for (int64_t first_pixel = begin; first_pixel < end; first_pixel += group) {
+            const int64_t last_pixel = first_pixel + group < end ? first_pixel + group : end;
+            for (int64_t q0 = first_pixel; q0 < last_pixel; q0 += NR) {
+                const int64_t q1 = q0 + NR < end ? q0 + NR : end;
+                T *to = panel + (q0 - first_pixel) * kc;
+                FN(move) moves[NR + NV];
+                const int count = p->source == CNNX_PATCHES ? 0 : FN(find_moves)(p, &span, q0, q1, moves);
+                if (p->source == CNNX_PATCHES ||
+                    (p->source == CNNX_PLANES && /* no vector past the end of x */
+                     x_end - (source + offset[kc - 1] + moves[count - 1].at) < VL)) {
+                    FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, to, NR);
+                } else {
+                    if (q1 - q0 < NR) memset(to, 0, (size_t)(kc * NR) * sizeof(T));
+                    FN(pack_strip)(source, offset, kc, moves, count, p->source == CNNX_PLANES, to);
+                }
             }
             for (int64_t s = first_panel; s < last_panel; s++) {
                 const int64_t m = s * MR, mr = p->M - m < MR ? p->M - m : MR;
                 const T *a = packed + (s * p->depth + k0) * MR;
-                if (single && whole && mr == MR) {
-                    T *y = (T *)p->y + ((n * p->groups + g) * p->M + m) * area + q0 % area;
-                    const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
-                    FN(gemm_full)(kc, a, panel, y, area, bias, 1, 1, p->activation);
-                    continue;
+                const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
+                int64_t n = first_pixel / area, pixel = first_pixel % area; /* of an image */
+                for (int64_t q0 = first_pixel; q0 < last_pixel; q0 += NR, pixel += NR) {
+                    while (pixel >= area) pixel -= area, n++;
+                    const int64_t q1 = q0 + NR < end ? q0 + NR : end;
+                    const T *pixels = panel + (q0 - first_pixel) * kc;
+                    /* All NR pixels of one image, and that image dense: the tile is stored directly. */
+                    if (single && flat && q1 - q0 == NR && pixel + NR <= area && mr == MR) {
+                        T *y = (T *)p->y + ((n * p->groups + g) * p->M + m) * area + pixel;
+                        FN(gemm_full)(kc, a, pixels, y, area, bias, 1, 1, p->activation);
+                        continue;
+                    }
+                    T *tile = sums;
+                    if (!single) tile += ((q0 - begin) / NR * p->m_block + s - first_panel) * MR * NR;
+                    FN(gemm_full)(kc, a, pixels, tile, NR, NULL, first, 0, CNNX_NONE);
+                    if (last) FN(place_tile)(p, g, m, mr, q0, q1, tile);
                 }
-                T *tile = sums;
-                if (!single) tile += ((q0 - begin) / NR * p->m_block + s - first_panel) * MR * NR;
-                FN(gemm_full)(kc, a, panel, tile, NR, NULL, first, 0, CNNX_NONE);
-                if (last) FN(place_tile)(p, g, m, mr, q0, q1, tile);
             }
         }
         k0 += kc;
