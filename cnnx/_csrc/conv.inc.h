@@ -23,6 +23,18 @@ static void FN(flatten)(cnnx_conv *p)
     p->H = p->rows = p->YH = 1;
 }
 
+/* Taps of a half of the problem: of the even and of the odd columns where the problem has both (`pairs`), else all. */
+static int64_t FN(taps_of)(const cnnx_conv *p, int half)
+{
+    return !p->pairs ? p->taps : half ? p->taps - p->split : p->split;
+}
+
+/* Depth that is multiplied at a time: whole channels where they fit, that no copy be made twice. */
+static int64_t FN(depth_block)(const cnnx_conv *p, int64_t taps)
+{
+    return taps && taps <= KC ? FN(share)(p->C, KC / taps) * taps : KC;
+}
+
 /* Where patches come from, and the size of the copy they are gathered from. */
 static void FN(conv_source)(cnnx_conv *p)
 {
@@ -41,7 +53,12 @@ static void FN(conv_source)(cnnx_conv *p)
     p->image_width = p->cols + (right - p->left) / p->sw;
     /* A block of pixels touches so many rows of so many images. */
     const int64_t rows = (p->block + p->cols - 2) / p->cols + 1, images = (rows + p->rows - 2) / p->rows + 1;
-    const int64_t channels = (p->k_block + p->taps - 2) / p->taps + 1;
+    int64_t channels = 1;
+    for (int half = 0; half <= p->pairs; half++) {
+        const int64_t taps = FN(taps_of)(p, half);
+        const int64_t touched = taps ? (FN(depth_block)(p, taps) + taps - 2) / taps + 1 : 0;
+        if (touched > channels) channels = touched;
+    }
     const double size = (double)(rows + images * p->extent_h) * (double)p->image_width * (double)channels *
                         (double)p->phases_h * (double)p->phases_w;
     if (p->phases_w > FN(PHASES_MOST) || size > (double)FN(STRIP_MOST)) return;
@@ -80,11 +97,11 @@ static void FN(conv_plan)(cnnx_conv *p, int threads)
     p->depth = p->C * p->taps;
     p->panels = (p->M + MR - 1) / MR;
     p->packed_size = p->groups * p->panels * p->depth * MR;
-    /* Whole channels where they fit, that no copy be made twice. */
-    p->k_block = p->taps && p->taps <= KC ? FN(share)(p->C, KC / p->taps) * p->taps : KC;
+    p->halves = p->pairs;
     FN(conv_cut)(p, threads);
     FN(conv_source)(p);
-    const int64_t sums = p->depth > p->k_block ? p->block / NR * p->m_block : 1;
+    p->waits = p->pairs || p->depth > FN(depth_block)(p, p->taps);
+    const int64_t sums = p->waits ? (1 + p->pairs) * (p->block / NR) * p->m_block : 1;
     p->scratch = (size_t)(KC * NR + VL + sums * MR * NR + p->image_size) * sizeof(T) +
                  (size_t)(p->taps + KC) * sizeof(int64_t);
 }
@@ -297,90 +314,147 @@ static int64_t FN(group_of)(int64_t kc)
     return kc * 2 > KC ? 1 : kc ? KC / kc : FN(BLOCK) / NR;
 }
 
-static void FN(conv)(const void *problem, int64_t task, void *scratch)
+/* Both halves at once, even and odd columns interleaved. */
+static NOINLINE void FN(place_pairs)(const cnnx_conv *p, int64_t g, int64_t m, int64_t mr, int64_t q0, int64_t q1,
+                                     const T *even, const T *odd)
 {
-    const cnnx_conv *p = problem;
-    T *panel = scratch, *sums = panel + KC * NR + VL;
-    const int64_t mb = task % p->m_blocks, b = task / p->m_blocks % p->blocks, g = task / p->m_blocks / p->blocks;
-    const int64_t begin = b * p->block, area = p->rows * p->cols;
-    const int64_t end = begin + p->block < p->pixels ? begin + p->block : p->pixels;
-    const int64_t first_panel = mb * p->m_block;
-    const int64_t last_panel = first_panel + p->m_block < p->panels ? first_panel + p->m_block : p->panels;
-    const int single = p->depth <= p->k_block; /* one block of the depth: no sums wait */
-    T *strip = sums + (single ? 1 : p->block / NR * p->m_block) * MR * NR;
-    int64_t *tap = (int64_t *)(strip + p->image_size), *offset = tap + p->taps;
-    const int flat = p->ty == 1 && p->tx == 1 && p->YH == p->rows && p->YW == p->cols;
-    const T *packed = (const T *)p->packed + g * p->panels * p->depth * MR;
-    const T *x = (const T *)p->x, *x_end = x + p->N * p->groups * p->C * p->H * p->W;
-    const FN(span) span = FN(span_of)(p, begin, end);
-    int64_t stride = p->H * p->W; /* from a channel to the next */
-    if (p->source == CNNX_WINDOWS) {
-        stride = p->phases_h * p->phases_w * p->plane;
-        for (int64_t t = 0; t < p->taps; t++) {
-            const int64_t h = p->dh[t] - p->top, w = p->dw[t] - p->left;
-            tap[t] = (h % p->sh * p->phases_w + w % p->sw) * p->plane + h / p->sh * p->image_width + w / p->sw;
-        }
-    } else if (p->source == CNNX_PLANES) {
-        tap[0] = 0;
-        x += g * p->C * p->H * p->W;
+    const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
+    const int64_t plane = p->YH * p->YW;
+    for (int64_t q = q0; q < q1;) {
+        const FN(run) r = FN(run_at)(p, q, q1);
+        T *y = (T *)p->y + ((r.n * p->groups + g) * p->M + m) * plane + (p->oy + r.i * p->ty) * p->YW + 2 * r.j;
+        const int64_t count = p->YW - 2 * r.j < 2 * r.len ? p->YW - 2 * r.j : 2 * r.len;
+        for (int64_t i = 0; i < mr; i++, y += plane)
+            for (int64_t j = 0; j < r.len; j += VL) {
+                const int64_t at = i * NR + (q - q0) + j;
+                const T b = bias ? bias[i] : 0;
+                T row[2 * VL];
+                const int whole = count - 2 * j >= 2 * VL;
+                FN(interleave)(*(const VU *)(even + at) + b, *(const VU *)(odd + at) + b, whole ? y + 2 * j : row);
+                if (!whole) FN(copy)(row, count - 2 * j, y + 2 * j);
+            }
+        q += r.len;
     }
+}
+
+/* Everything that the steps of a task share. */
+typedef struct {
+    const cnnx_conv *p;
+    int64_t g, begin, end, first_panel, last_panel;
+    FN(span) span;
+    T *panel, *sums, *strip; /* sums wait here: (half, panel of pixels, panel of weights, MR, NR) */
+    int64_t *tap, *offset;
+} FN(job);
+
+/* Patches of pixels q0 .. q1-1 at depth k0 .. k0+kc-1. */
+static void FN(pack_pixels)(const FN(job) *o, const cnnx_conv *p, int64_t q0, int64_t q1, int64_t k0, int64_t kc, const T *source, T *to)
+{
+    FN(move) moves[NR + NV + 4]; /* pack_strip reads four at least */
+    int count = 0;
+    if (p->source != CNNX_PATCHES) {
+        const T *end = (const T *)p->x + p->N * p->groups * p->C * p->H * p->W;
+        count = FN(find_moves)(p, &o->span, q0, q1, moves);
+        if (p->source == CNNX_PLANES && end - (source + o->offset[kc - 1] + moves[count - 1].at) < VL)
+            count = 0; /* a vector would reach past the end of x */
+    }
+    if (count) {
+        if (q1 - q0 < NR) memset(to, 0, (size_t)(kc * NR) * sizeof(T));
+        FN(pack_strip)(source, o->offset, kc, moves, count, p->source == CNNX_PLANES, to);
+    } else {
+        FN(pack_patches)(p, o->g, q0, q1, NR, k0, k0 + kc, to, NR);
+    }
+}
+
+/* The products of one half, into the output where nothing has to wait. */
+static void FN(conv_half)(const FN(job) *o, int half)
+{
+    cnnx_conv q = *o->p; /* with the taps of this half */
+    const cnnx_conv *p = &q;
+    const int64_t first_tap = half ? q.split : 0, area = p->rows * p->cols, plane = p->H * p->W;
+    q.taps = FN(taps_of)(o->p, half);
+    q.dh += first_tap;
+    q.dw += first_tap;
+    const int64_t depth = p->C * p->taps, k_block = FN(depth_block)(p, p->taps), m_count = o->last_panel - o->first_panel;
+    const int flat = p->ty == 1 && p->tx == 1 && p->YH == p->rows && p->YW == p->cols;
+    const int64_t panel_size = p->depth * MR; /* of weights, both halves */
+    const T *packed = (const T *)p->packed + o->g * p->panels * panel_size + (half ? p->C * q.split * MR : 0);
+    T *sums = o->sums + (half ? p->block / NR * p->m_block * MR * NR : 0);
+    const int64_t stride = p->source == CNNX_WINDOWS ? p->phases_h * p->phases_w * p->plane : plane;
 
     int64_t k0 = 0;
     do { /* once even when the depth is 0: a phase that no tap reaches is all bias */
-        const int64_t kc = p->depth - k0 < p->k_block ? p->depth - k0 : p->k_block;
-        const int first = k0 == 0, last = k0 + kc == p->depth;
-        const T *source = strip;
-        if (p->source != CNNX_PATCHES) {
+        const int64_t kc = depth - k0 < k_block ? depth - k0 : k_block;
+        const int first = k0 == 0, last = k0 + kc == depth;
+        const T *source = o->strip;
+        if (p->source != CNNX_PATCHES && kc) {
             int64_t c = k0 / p->taps, t = k0 % p->taps, c0 = c;
             for (int64_t k = 0; k < kc; k++) {
-                offset[k] = (c - c0) * stride + tap[t];
+                o->offset[k] = (c - c0) * stride + o->tap[first_tap + t];
                 if (++t == p->taps) t = 0, c++;
             }
             if (p->source == CNNX_WINDOWS)
-                FN(copy_strip)(p, g, &span, c0, t ? c + 1 : c, strip);
+                FN(copy_strip)(p, o->g, &o->span, c0, t ? c + 1 : c, o->strip);
             else
-                source = x + c0 * stride;
+                source = (const T *)p->x + (o->g * p->C + c0) * plane;
         }
         /* As many panels as the first level holds: a short depth then writes long rows of the output. */
         const int64_t group = FN(group_of)(kc) * NR;
-        for (int64_t first_pixel = begin; first_pixel < end; first_pixel += group) {
-            const int64_t last_pixel = first_pixel + group < end ? first_pixel + group : end;
-            for (int64_t q0 = first_pixel; q0 < last_pixel; q0 += NR) {
-                const int64_t q1 = q0 + NR < end ? q0 + NR : end;
-                T *to = panel + (q0 - first_pixel) * kc;
-                FN(move) moves[NR + NV];
-                const int count = p->source == CNNX_PATCHES ? 0 : FN(find_moves)(p, &span, q0, q1, moves);
-                if (p->source == CNNX_PATCHES ||
-                    (p->source == CNNX_PLANES && /* no vector past the end of x */
-                     x_end - (source + offset[kc - 1] + moves[count - 1].at) < VL)) {
-                    FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, to, NR);
-                } else {
-                    if (q1 - q0 < NR) memset(to, 0, (size_t)(kc * NR) * sizeof(T));
-                    FN(pack_strip)(source, offset, kc, moves, count, p->source == CNNX_PLANES, to);
-                }
-            }
-            for (int64_t s = first_panel; s < last_panel; s++) {
-                const int64_t m = s * MR, mr = p->M - m < MR ? p->M - m : MR;
-                const T *a = packed + (s * p->depth + k0) * MR;
-                const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
-                int64_t n = first_pixel / area, pixel = first_pixel % area; /* of an image */
-                for (int64_t q0 = first_pixel; q0 < last_pixel; q0 += NR, pixel += NR) {
+        for (int64_t q0 = o->begin; q0 < o->end; q0 += group) {
+            const int64_t q1 = q0 + group < o->end ? q0 + group : o->end;
+            for (int64_t at = q0; at < q1 && kc; at += NR)
+                FN(pack_pixels)(o, p, at, at + NR < q1 ? at + NR : q1, k0, kc, source, o->panel + (at - q0) * kc);
+            for (int64_t s = 0; s < m_count; s++) {
+                const int64_t m = (o->first_panel + s) * MR, mr = p->M - m < MR ? p->M - m : MR;
+                const T *a = packed + (o->first_panel + s) * panel_size + k0 * MR;
+                const T *bias = p->bias ? (const T *)p->bias + o->g * p->M + m : NULL;
+                int64_t n = q0 / area, pixel = q0 % area; /* of an image */
+                for (int64_t at = q0; at < q1; at += NR, pixel += NR) {
                     while (pixel >= area) pixel -= area, n++;
-                    const int64_t q1 = q0 + NR < end ? q0 + NR : end;
-                    const T *pixels = panel + (q0 - first_pixel) * kc;
+                    const int64_t to = at + NR < q1 ? at + NR : q1;
+                    const T *b = o->panel + (at - q0) * kc;
                     /* All NR pixels of one image, and that image dense: the tile is stored directly. */
-                    if (single && flat && q1 - q0 == NR && pixel + NR <= area && mr == MR) {
-                        T *y = (T *)p->y + ((n * p->groups + g) * p->M + m) * area + pixel;
-                        FN(gemm_full)(kc, a, pixels, y, area, bias, 1, 1, p->activation);
+                    if (!p->waits && flat && to - at == NR && pixel + NR <= area && mr == MR) {
+                        T *y = (T *)p->y + ((n * p->groups + o->g) * p->M + m) * area + pixel;
+                        FN(gemm_full)(kc, a, b, y, area, bias, 1, 1, p->activation);
                         continue;
                     }
                     T *tile = sums;
-                    if (!single) tile += ((q0 - begin) / NR * p->m_block + s - first_panel) * MR * NR;
-                    FN(gemm_full)(kc, a, pixels, tile, NR, NULL, first, 0, CNNX_NONE);
-                    if (last) FN(place_tile)(p, g, m, mr, q0, q1, tile);
+                    if (p->waits) tile += ((at - o->begin) / NR * m_count + s) * MR * NR;
+                    FN(gemm_full)(kc, a, b, tile, NR, NULL, first, 0, CNNX_NONE);
+                    if (last && !p->pairs) FN(place_tile)(p, o->g, m, mr, at, to, tile);
                 }
             }
         }
         k0 += kc;
-    } while (k0 < p->depth);
+    } while (k0 < depth);
+}
+
+static void FN(conv)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_conv *p = problem;
+    const int64_t mb = task % p->m_blocks, b = task / p->m_blocks % p->blocks;
+    const int64_t waiting = p->block / NR * p->m_block * MR * NR;
+    FN(job) o = {.p = p, .g = task / p->m_blocks / p->blocks, .begin = b * p->block, .first_panel = mb * p->m_block};
+    o.end = o.begin + p->block < p->pixels ? o.begin + p->block : p->pixels;
+    o.last_panel = o.first_panel + p->m_block < p->panels ? o.first_panel + p->m_block : p->panels;
+    o.span = FN(span_of)(p, o.begin, o.end);
+    o.panel = scratch;
+    o.sums = o.panel + KC * NR + VL;
+    o.strip = o.sums + (p->waits ? (1 + p->pairs) * waiting : MR * NR);
+    o.tap = (int64_t *)(o.strip + p->image_size);
+    o.offset = o.tap + p->taps;
+    for (int64_t t = 0; t < p->taps; t++) {
+        const int64_t h = p->dh[t] - p->top, w = p->dw[t] - p->left;
+        o.tap[t] = p->source != CNNX_WINDOWS ? 0
+                                             : (h % p->sh * p->phases_w + w % p->sw) * p->plane +
+                                                   h / p->sh * p->image_width + w / p->sw;
+    }
+    FN(conv_half)(&o, 0);
+    if (!p->pairs) return;
+    FN(conv_half)(&o, 1);
+    const T *even = o.sums;
+    for (int64_t at = o.begin; at < o.end; at += NR)
+        for (int64_t s = o.first_panel; s < o.last_panel; s++, even += MR * NR)
+            FN(place_pairs)(p, o.g, s * MR, p->M - s * MR < MR ? p->M - s * MR : MR, at,
+                            at + NR < o.end ? at + NR : o.end, even, even + waiting);
 }

@@ -55,13 +55,16 @@ static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
     const int64_t m0 = panel * MR, mr = p->M - m0 < MR ? p->M - m0 : MR;
     const T *w = (const T *)p->weight + g * p->w_group + m0 * p->w_out;
     T *out = (T *)p->packed + task * p->depth * MR;
-    int dense = mr == MR && p->w_in == p->taps; /* the forward's weights lie in the order of the depth */
+    int dense = mr == MR && !p->halves && p->w_in == p->taps; /* the forward's weights lie in the order of the depth */
     for (int64_t t = 0; t < p->taps; t++) dense &= p->w_tap[t] == t;
     int64_t k = 0;
     if (dense)
         for (; k + VL <= p->depth; k += VL) FN(transpose_panel)(w + k, p->w_out, out + k * MR);
+    const int64_t even = p->halves ? p->C * p->split : p->depth, odd_taps = p->taps - p->split;
+    const int64_t taps = p->halves ? p->split : p->taps;
     for (; k < p->depth; k++) {
-        const T *from = w + k / p->taps * p->w_in + p->w_tap[k % p->taps];
+        const int64_t l = k - even, c = l < 0 ? k / taps : l / odd_taps;
+        const T *from = w + c * p->w_in + p->w_tap[l < 0 ? k % taps : p->split + l % odd_taps];
         for (int64_t i = 0; i < mr; i++) out[k * MR + i] = from[i * p->w_out];
         for (int64_t i = mr; i < MR; i++) out[k * MR + i] = 0;
     }
