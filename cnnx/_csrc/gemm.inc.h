@@ -1,13 +1,9 @@
-/* The register tiles: the only places that multiply matrices.
+/* The register tile: the one place that multiplies matrices.
  *
- * Outer product, gemm_tile:  acc[i][j] = sum over k < kc of a[k*MR + i] * b[k*NR + j]
+ * gemm_tile:  acc[i][j] = sum over k < kc of a[k*MR + i] * b[k*NR + j]
  *   a: (kc, MR) panel, b: (kc, NR) panel, aligned to a vector. MR x NV vectors of accumulators stay in
  *   registers: 4 x 3 of 8 floats for AVX2, 12 of its 16 registers, which covers the 2 x 4 cycles
  *   that two FMA units need in flight.
- *
- * Inner product, dot_tile:   acc[i][j] = sum over p < n of a[i*lda + p] * b[j*ldb + p]
- *   for operands that run along the reduction, so that nothing need be transposed: 7 loads for 12 FMAs
- *   stays below the two loads a cycle. The vector's lanes are partial sums, added in a fixed order.
  *
  * Edges: callers pad panels with zeros and store only the part that exists.
  */
@@ -78,27 +74,4 @@ static inline T FN(sum_lanes)(V v)
     for (int w = VL / 2; w > 0; w /= 2)
         for (int i = 0; i < w; i++) lane[i] += lane[i + w];
     return lane[0];
-}
-
-/* out[i*DOT_N + j] = the inner products; n may be any number, rows a and b are not padded. */
-static NOINLINE void
-FN(dot_tile)(int64_t n, const T *restrict a, int64_t lda, const T *restrict b, int64_t ldb, T *out)
-{
-    V c[DOT_M][DOT_N];
-    UNROLL for (int i = 0; i < DOT_M; i++)
-        UNROLL for (int j = 0; j < DOT_N; j++) c[i][j] = (V){0};
-    int64_t p = 0;
-    for (; p + VL <= n; p += VL) {
-        V bp[DOT_N];
-        UNROLL for (int j = 0; j < DOT_N; j++) bp[j] = *(const VU *)(b + j * ldb + p);
-        UNROLL for (int i = 0; i < DOT_M; i++) {
-            V ap = *(const VU *)(a + i * lda + p);
-            UNROLL for (int j = 0; j < DOT_N; j++) c[i][j] += ap * bp[j];
-        }
-    }
-    UNROLL for (int i = 0; i < DOT_M; i++)
-        UNROLL for (int j = 0; j < DOT_N; j++) out[i * DOT_N + j] = FN(sum_lanes)(c[i][j]);
-    for (; p < n; p++)
-        for (int i = 0; i < DOT_M; i++)
-            for (int j = 0; j < DOT_N; j++) out[i * DOT_N + j] += a[i * lda + p] * b[j * ldb + p];
 }

@@ -5,6 +5,4 @@
 #define MR 4
 #define NV 3
 #define WM 6
-#define DOT_M 4
-#define DOT_N 3
 #include "isa.inc.h"

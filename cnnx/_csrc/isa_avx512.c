@@ -5,6 +5,4 @@
 #define MR 8
 #define NV 2
 #define WM 8
-#define DOT_M 4
-#define DOT_N 4
 #include "isa.inc.h"

@@ -11,6 +11,4 @@
 #define NV 4
 #endif
 #define WM 6
-#define DOT_M 3
-#define DOT_N 3
 #include "isa.inc.h"

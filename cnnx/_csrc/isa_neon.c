@@ -4,6 +4,4 @@
 #define MR 4
 #define NV 4
 #define WM 8
-#define DOT_M 4
-#define DOT_N 4
 #include "isa.inc.h"

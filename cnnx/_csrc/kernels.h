@@ -96,7 +96,7 @@ typedef struct {
     int64_t M, N, K, a_row, a_col, b_row, b_col;
     int activation;
     /* set by matmul_plan */
-    int inner;                     /* 1: both operands run along K, dot products, nothing packed */
+    int few;                       /* few rows: nothing is packed */
     int64_t m_block, m_blocks, n_block, n_blocks;
     int64_t tasks;
     size_t scratch;

@@ -1,70 +1,126 @@
 /* Plain matrix products: Dense, forward and backward.
  *
- * Where both operands run along the reduction (x @ w.T of two C-ordered arrays), inner products read
- * them in place. Otherwise panels of b, then of a, are packed for the outer-product tile.
+ * Panels of a, for all rows of a task, then one panel of b after the other are packed for the register tile; a
+ * transposed operand is transposed on the way, in blocks of vectors. Sums are gathered in the output itself. Where
+ * a has only a few rows (a batch of one) b is read once, in the order of its memory, and nothing is packed: such a
+ * product is bound by memory.
  */
+enum { FN(ROWS) = 32 * MR, FN(FEW) = MR / 2, FN(AT_ONCE) = 4 };
 
 static void FN(matmul_plan)(cnnx_matmul *p, int threads)
 {
-    p->inner = p->a_col == 1 && p->b_row == 1 && p->K > 1;
-    /* 64 rows of panels stay in the second level while a panel of b is in the first. */
-    const int64_t mt = p->inner ? DOT_M : MR, nt = p->inner ? DOT_N : NR;
-    int64_t n_block = (p->inner ? 32 : 8) * nt, m_block = 64 * mt;
-    const int64_t wanted = 4 * threads;
-#define BLOCKS(n, b) (((n) + (b) - 1) / (b))
-    while (n_block > nt && BLOCKS(p->M, m_block) * BLOCKS(p->N, n_block) < wanted) n_block -= nt;
-    while (threads > 1 && m_block > 4 * mt &&
-           BLOCKS(p->M, m_block) * BLOCKS(p->N, n_block) < threads)
-        m_block /= 2;
-    p->m_block = m_block;
-    p->n_block = n_block;
-    p->m_blocks = BLOCKS(p->M, m_block);
-    p->n_blocks = BLOCKS(p->N, n_block);
-#undef BLOCKS
-    p->tasks = p->m_blocks * p->n_blocks;
-    p->scratch = ((size_t)KC * (size_t)(NR + m_block) + (size_t)MR * NR) * sizeof(T);
-}
-
-/* out[m .. m+mr-1, n .. n+nr-1] from a tile buffer with rows of `ld`. */
-static void FN(place)(const cnnx_matmul *p, int64_t m, int64_t mr, int64_t n, int64_t nr,
-                      const T *tile, int64_t ld, int first, int last)
-{
-    const T *bias = p->bias;
-    for (int64_t i = 0; i < mr; i++)
-        for (int64_t j = 0; j < nr; j++) {
-            T *to = (T *)p->out + (m + i) * p->N + n + j;
-            T v = tile[i * ld + j];
-            if (!first) v += *to;
-            else if (bias) v += bias[n + j];
-            *to = last ? FN(activate)(v, p->activation) : v;
+    const int64_t m_tiles = (p->M + MR - 1) / MR, n_tiles = (p->N + NR - 1) / NR;
+    p->few = p->M <= FN(FEW) && (p->b_col == 1 || (p->b_row == 1 && p->a_col == 1));
+    double best = 0;
+    /* The cut with the shortest longest thread; packing costs a third of a tile for a panel of a, one for a panel of b. */
+    for (int64_t m = m_tiles < FN(ROWS) / MR ? m_tiles : FN(ROWS) / MR; m > 0; m /= 2) {
+        for (int64_t parts = 1; parts <= n_tiles && parts <= 8 * threads; parts++) {
+            const int64_t n = (n_tiles + parts - 1) / parts;
+            const int64_t tasks = (m_tiles + m - 1) / m * ((n_tiles + n - 1) / n);
+            const double longest = (double)((tasks + threads - 1) / threads) * ((double)(m * n) + (double)m / 3 + (double)n);
+            if (best > 0 && longest >= best) continue;
+            best = longest;
+            p->m_block = m * MR;
+            p->n_block = n * NR;
         }
+        if (threads == 1) break;
+    }
+    p->m_blocks = (p->M + p->m_block - 1) / p->m_block;
+    p->n_blocks = (p->N + p->n_block - 1) / p->n_block;
+    p->tasks = p->m_blocks * p->n_blocks;
+    p->scratch = (size_t)(KC * NR + MR * NR + KC * p->m_block) * sizeof(T);
 }
 
-static void FN(matmul_inner)(const cnnx_matmul *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-                             T *tile)
+/* Panels of MR numbers: out[k*MR + i] = x[i*step + k*along] for i < n, zero from there on. */
+static void FN(pack_rows)(const T *restrict x, int64_t step, int64_t along, int64_t n, int64_t kc, T *restrict out)
 {
-    const T *a = p->a, *b = p->b;
-    for (int64_t n = n0; n < n1; n += DOT_N)
-        for (int64_t m = m0; m < m1; m += DOT_M) {
-            const int64_t mr = m1 - m < DOT_M ? m1 - m : DOT_M;
-            const int64_t nr = n1 - n < DOT_N ? n1 - n : DOT_N;
-            /* At the edge the last rows are read again (stride 0 would do too): nothing lies past them. */
-            for (int64_t k0 = 0; k0 < p->K; k0 += 4 * KC) {
-                const int64_t kc = p->K - k0 < 4 * KC ? p->K - k0 : 4 * KC;
-                if (mr == DOT_M && nr == DOT_N)
-                    FN(dot_tile)(kc, a + m * p->a_row + k0, p->a_row, b + n * p->b_col + k0, p->b_col,
-                                 tile);
+    int64_t k = 0;
+    if (along == 1 && n == MR)
+        for (; k + VL <= kc; k += VL) FN(transpose_panel)(x + k, step, out + k * MR);
+    for (; k < kc; k++) {
+        for (int64_t i = 0; i < n; i++) out[k * MR + i] = x[i * step + k * along];
+        for (int64_t i = n; i < MR; i++) out[k * MR + i] = 0;
+    }
+}
+
+/* Panels of NR: out[k*NR + j] = x[j*step + k*along] for j < n, zero from there on. */
+static void FN(pack_columns)(const T *restrict x, int64_t step, int64_t along, int64_t n, int64_t kc, T *restrict out)
+{
+    if (n < NR) memset(out, 0, (size_t)(kc * NR) * sizeof(T));
+    if (step == 1 && n == NR)
+        for (int64_t k = 0; k < kc; k++)
+            UNROLL for (int j = 0; j < NR; j += VL) *(V *)(out + k * NR + j) = *(const VU *)(x + k * along + j);
+    else if (step == 1)
+        for (int64_t k = 0; k < kc; k++) FN(copy)(x + k * along, n, out + k * NR);
+    else if (along == 1)
+        for (int64_t j = 0; j < n; j += VL)
+            FN(transpose)(x + j * step, step, n - j < VL ? n - j : VL, kc, out + j, NR);
+    else
+        for (int64_t k = 0; k < kc; k++)
+            for (int64_t j = 0; j < n; j++) out[k * NR + j] = x[j * step + k * along];
+}
+
+/* out[i][j] += a[i][k .. k+rows-1] @ b[k .. k+rows-1][j] for j < n. */
+static ALWAYS_INLINE void FN(add_rows)(const int rows, const cnnx_matmul *p, int64_t i, int64_t k, int64_t n, const T *b, T *out)
+{
+    T a[FN(AT_ONCE)];
+    int64_t j = 0;
+    for (int r = 0; r < rows; r++) a[r] = ((const T *)p->a)[i * p->a_row + (k + r) * p->a_col];
+    for (; j + VL <= n; j += VL) {
+        V v = *(const VU *)(out + j);
+        UNROLL for (int r = 0; r < rows; r++) v += a[r] * *(const VU *)(b + r * p->b_row + j);
+        *(VU *)(out + j) = v;
+    }
+    for (; j < n; j++)
+        for (int r = 0; r < rows; r++) out[j] += a[r] * b[r * p->b_row + j];
+}
+
+/* out[r] = a . row r of b for rows r, which are `ld` apart: sums in the lanes of a vector, added in a fixed order. */
+static ALWAYS_INLINE void FN(dot_rows)(const int rows, const T *a, const T *b, int64_t ld, int64_t n, T *out)
+{
+    V sum[FN(AT_ONCE)];
+    int64_t k = 0;
+    UNROLL for (int r = 0; r < rows; r++) sum[r] = (V){0};
+    for (; k + VL <= n; k += VL)
+        UNROLL for (int r = 0; r < rows; r++) sum[r] += *(const VU *)(a + k) * *(const VU *)(b + r * ld + k);
+    UNROLL for (int r = 0; r < rows; r++) out[r] = FN(sum_lanes)(sum[r]);
+    for (; k < n; k++)
+        for (int r = 0; r < rows; r++) out[r] += a[k] * b[r * ld + k];
+}
+
+/* Columns n0 .. n1-1 of a few rows. */
+static void FN(matmul_few)(const cnnx_matmul *p, int64_t n0, int64_t n1)
+{
+    const T *b = (const T *)p->b + n0, *bias = p->bias;
+    T *out = (T *)p->out + n0;
+    const int64_t n = n1 - n0;
+    for (int64_t i = 0; i < p->M; i++)
+        for (int64_t j = 0; j < n; j++) out[i * p->N + j] = bias ? bias[n0 + j] : 0;
+    int64_t k = 0, j = 0;
+    if (p->b_col != 1) {
+        for (int64_t i = 0; i < p->M; i++) {
+            const T *a = (const T *)p->a + i * p->a_row;
+            T dots[FN(AT_ONCE)];
+            for (j = 0; j < n; j += FN(AT_ONCE)) {
+                const int64_t rows = n - j < FN(AT_ONCE) ? n - j : FN(AT_ONCE);
+                const T *rows_of_b = (const T *)p->b + (n0 + j) * p->b_col;
+                if (rows == FN(AT_ONCE))
+                    FN(dot_rows)(FN(AT_ONCE), a, rows_of_b, p->b_col, p->K, dots);
                 else
-                    for (int64_t i = 0; i < mr; i++)
-                        for (int64_t j = 0; j < nr; j++) {
-                            T one[DOT_M * DOT_N];
-                            FN(dot_tile)(kc, a + (m + i) * p->a_row + k0, 0,
-                                         b + (n + j) * p->b_col + k0, 0, one);
-                            tile[i * DOT_N + j] = one[0];
-                        }
-                FN(place)(p, m, mr, n, nr, tile, DOT_N, k0 == 0, k0 + kc == p->K);
+                    for (int64_t r = 0; r < rows; r++) FN(dot_rows)(1, a, rows_of_b + r * p->b_col, 0, p->K, dots + r);
+                for (int64_t r = 0; r < rows; r++) out[i * p->N + j + r] += dots[r];
             }
         }
+        k = p->K;
+    }
+    for (; k + FN(AT_ONCE) <= p->K; k += FN(AT_ONCE))
+        for (int64_t i = 0; i < p->M; i++)
+            FN(add_rows)(FN(AT_ONCE), p, i, k, n, b + k * p->b_row, out + i * p->N);
+    for (; k < p->K; k++)
+        for (int64_t i = 0; i < p->M; i++) FN(add_rows)(1, p, i, k, n, b + k * p->b_row, out + i * p->N);
+    if (p->activation)
+        for (int64_t i = 0; i < p->M; i++)
+            for (int64_t j = 0; j < n; j++) out[i * p->N + j] = FN(activate)(out[i * p->N + j], p->activation);
 }
 
 static void FN(matmul)(const void *problem, int64_t task, void *scratch)
@@ -74,30 +130,32 @@ static void FN(matmul)(const void *problem, int64_t task, void *scratch)
     const int64_t m1 = m0 + p->m_block < p->M ? m0 + p->m_block : p->M;
     const int64_t n1 = n0 + p->n_block < p->N ? n0 + p->n_block : p->N;
     T *panel = scratch, *tile = panel + KC * NR, *rows = tile + MR * NR;
-    const T *a = p->a, *b = p->b;
-    if (p->inner) {
-        FN(matmul_inner)(p, m0, m1, n0, n1, tile);
+    const T *a = p->a, *b = p->b, *bias = p->bias;
+    if (p->few) {
+        FN(matmul_few)(p, n0, n1);
         return;
     }
+    if (bias)
+        for (int64_t m = m0; m < m1; m++) FN(copy)(bias + n0, n1 - n0, (T *)p->out + m * p->N + n0);
     for (int64_t k0 = 0; k0 < p->K; k0 += KC) {
         const int64_t kc = p->K - k0 < KC ? p->K - k0 : KC;
-        const int first = k0 == 0, last = k0 + kc == p->K;
+        const int first = k0 == 0 && !bias, last = k0 + kc == p->K;
         for (int64_t m = m0; m < m1; m += MR)
-            FN(pack_panel)(a + m * p->a_row + k0 * p->a_col, p->a_row, p->a_col,
-                           m1 - m < MR ? m1 - m : MR, kc, MR, rows + (m - m0) * kc);
+            FN(pack_rows)(a + m * p->a_row + k0 * p->a_col, p->a_row, p->a_col, m1 - m < MR ? m1 - m : MR, kc,
+                          rows + (m - m0) * kc);
         for (int64_t n = n0; n < n1; n += NR) {
             const int64_t nr = n1 - n < NR ? n1 - n : NR;
-            FN(pack_panel)(b + n * p->b_col + k0 * p->b_row, p->b_col, p->b_row, nr, kc, NR, panel);
+            FN(pack_columns)(b + n * p->b_col + k0 * p->b_row, p->b_col, p->b_row, nr, kc, panel);
             for (int64_t m = m0; m < m1; m += MR) {
                 const int64_t mr = m1 - m < MR ? m1 - m : MR;
-                const T *ap = rows + (m - m0) * kc;
-                if (mr == MR && nr == NR && !p->bias) {
-                    FN(gemm_full)(kc, ap, panel, (T *)p->out + m * p->N + n, p->N, NULL, first, last,
-                                  p->activation);
-                } else {
-                    FN(gemm_edge)(kc, ap, panel, tile);
-                    FN(place)(p, m, mr, n, nr, tile, NR, first, last);
+                T *out = (T *)p->out + m * p->N + n;
+                if (mr == MR && nr == NR) {
+                    FN(gemm_full)(kc, rows + (m - m0) * kc, panel, out, p->N, NULL, first, last, p->activation);
+                    continue;
                 }
+                for (int64_t i = 0; i < mr && !first; i++) FN(copy)(out + i * p->N, nr, tile + i * NR);
+                FN(gemm_full)(kc, rows + (m - m0) * kc, panel, tile, NR, NULL, first, last, p->activation);
+                for (int64_t i = 0; i < mr; i++) FN(copy)(tile + i * NR, nr, out + i * p->N);
             }
         }
     }
