@@ -10,16 +10,25 @@ import time
 from collections.abc import Callable
 
 
-def best_times(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Fastest run of each candidate, in seconds, over at least `seconds` and three rounds."""
+def best_times(
+    candidates: dict[str, Callable[[], object]], seconds: float, turn: float = 0.0
+) -> dict[str, float]:
+    """Fastest run of each candidate, in seconds, over at least `seconds` and three rounds.
+
+    A turn is one run, and more until it has lasted `turn` seconds.
+    """
     for run in candidates.values():
         run()
     best = dict.fromkeys(candidates, float("inf"))
     start, rounds = time.perf_counter(), 0
     while rounds < 3 or time.perf_counter() - start < seconds:
         for name, run in candidates.items():
-            begin = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - begin)
+            end = begin = time.perf_counter()
+            until = begin + turn
+            while end == begin or end < until:
+                begin = time.perf_counter()
+                run()
+                end = time.perf_counter()
+                best[name] = min(best[name], end - begin)
         rounds += 1
     return best
