@@ -81,9 +81,10 @@ def training_runs(net: Net) -> dict[str, Callable[[], object]]:
         moved = np.linalg.norm(param - before[name])
         error = np.linalg.norm(param - (twin.T if twin.ndim == 2 else twin))
         # A ReLU whose input is all but zero may go either way, and with it one image's gradient.
-        # Where a normalisation takes a bias off again, its gradient is zero and both move by nothing
-        # but roundings.
-        assert error < 0.05 * moved + 1e-6, f"the steps of {name}, {moved:.1e}, differ by {error:.1e}"
+        # A bias that a normalisation takes off again has no gradient: both move by roundings alone.
+        assert error < 0.05 * moved + 1e-6, (
+            f"the steps of {name}, {moved:.1e}, differ by {error:.1e}"
+        )
     return runs
 
 
@@ -148,7 +149,9 @@ def main() -> None:
             continue
         todo: list[tuple[str, Callable[[], dict[str, Callable[[], object]]]]] = []
         if args.what != "inference":
-            todo.append((f"{name}, training, batch {net.batch}", lambda net=net: training_runs(net)))
+            todo.append(
+                (f"{name}, training, batch {net.batch}", lambda net=net: training_runs(net))
+            )
         if args.what != "training":
             for n in (net.batch, 1):
                 run = lambda net=net, n=n: inference_runs(net, n, args.threads)  # noqa: E731

@@ -15,11 +15,25 @@ import numpy as np
 import torch
 
 import cnnx
-from cnnx.models import classroom, lenet5, resnet20
+from cnnx.models import lenet5, resnet20
 
 
-def conv_norm(c: int, f: int, k: int, stride: int = 1, groups: int = 1) -> list[Any]:
-    return [cnnx.Conv2D(c, f, k, stride, k // 2, groups=groups, bias=False), cnnx.BatchNorm2D(f)]
+def conv_norm(
+    c: int, f: int, k: int, stride: int = 1, groups: int = 1, activation: Any = None
+) -> list[Any]:
+    conv = cnnx.Conv2D(c, f, k, stride, k // 2, groups=groups, bias=False)
+    return [conv, cnnx.BatchNorm2D(f, activation=activation)]
+
+
+def classroom() -> cnnx.Sequential:
+    """The net of a first course, as cnnx would have it: the activations are the layers' own."""
+    return cnnx.Sequential(
+        cnnx.Conv2D(1, 32, 3, padding=1, activation="relu"),
+        cnnx.MaxPool2D(2),
+        cnnx.Flatten(),
+        cnnx.Dense(6272, 512, activation="relu"),
+        cnnx.Dense(512, 10),
+    )
 
 
 def vgg11(classes: int = 10) -> cnnx.Sequential:
@@ -28,7 +42,7 @@ def vgg11(classes: int = 10) -> cnnx.Sequential:
     channels = 3
     for out in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
         if out:
-            layers += [*conv_norm(channels, out, 3), cnnx.ReLU()]
+            layers += conv_norm(channels, out, 3, activation="relu")
             channels = out
         else:
             layers.append(cnnx.MaxPool2D(2))
@@ -37,7 +51,7 @@ def vgg11(classes: int = 10) -> cnnx.Sequential:
 
 def mobilenet_v2(classes: int = 1000) -> cnnx.Sequential:
     """MobileNetV2 of width 1 for 224x224 images (arXiv:1801.04381, table 2), without dropout."""
-    layers: list[Any] = [*conv_norm(3, 32, 3, 2), cnnx.ReLU6()]
+    layers: list[Any] = conv_norm(3, 32, 3, 2, activation="relu6")
     channels = 32
     for factor, out, count, first_stride in (
         (1, 16, 1, 1),
@@ -50,15 +64,15 @@ def mobilenet_v2(classes: int = 1000) -> cnnx.Sequential:
     ):
         for stride in (first_stride, *[1] * (count - 1)):
             inner = factor * channels
-            body = [*conv_norm(channels, inner, 1), cnnx.ReLU6()] if factor > 1 else []
-            body += [*conv_norm(inner, inner, 3, stride, inner), cnnx.ReLU6()]
+            body = conv_norm(channels, inner, 1, activation="relu6") if factor > 1 else []
+            body += conv_norm(inner, inner, 3, stride, inner, "relu6")
             body += conv_norm(inner, out, 1)
             if stride == 1 and channels == out:
                 layers.append(cnnx.Residual(cnnx.Sequential(*body)))
             else:
                 layers += body
             channels = out
-    layers += [*conv_norm(channels, 1280, 1), cnnx.ReLU6()]
+    layers += conv_norm(channels, 1280, 1, activation="relu6")
     return cnnx.Sequential(*layers, cnnx.GlobalAvgPool2D(), cnnx.Dense(1280, classes))
 
 
@@ -72,7 +86,7 @@ class Net(NamedTuple):
 
 
 NETS = {
-    "classroom": Net(lambda: classroom((1, 28, 28), hidden=512), 64, (1, 28, 28)),
+    "classroom": Net(classroom, 64, (1, 28, 28)),
     "LeNet-5": Net(lambda: lenet5((1, 28, 28)), 64, (1, 28, 28)),
     "CIFAR VGG-11": Net(vgg11, 64, (3, 32, 32)),
     "ResNet-20": Net(lambda: resnet20((3, 32, 32)), 64, (3, 32, 32)),
@@ -94,24 +108,30 @@ class _GlobalAvgPool(torch.nn.Module):
         return x.mean((2, 3))
 
 
-_PLAIN: dict[type, Callable[[], torch.nn.Module]] = {
-    cnnx.ReLU: lambda: torch.nn.ReLU(inplace=True),
-    cnnx.ReLU6: lambda: torch.nn.ReLU6(inplace=True),
-    cnnx.Flatten: torch.nn.Flatten,
-    cnnx.GlobalAvgPool2D: _GlobalAvgPool,
+_ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
+    "relu": lambda: torch.nn.ReLU(inplace=True),
+    "relu6": lambda: torch.nn.ReLU6(inplace=True),
+    "tanh": torch.nn.Tanh,
 }
-_ACTIVATIONS = {"relu": lambda: torch.nn.ReLU(inplace=True), "tanh": torch.nn.Tanh}
 
 
 def to_torch(layer: Any) -> torch.nn.Module:
-    """The same layer in PyTorch, with copies of the weights."""
+    """The same layer in PyTorch, with copies of the weights and the activation behind it."""
+    activation = getattr(layer, "activation", None)
+    twin = _twin(layer)
+    return twin if activation is None else torch.nn.Sequential(twin, _ACTIVATIONS[activation]())
+
+
+def _twin(layer: Any) -> torch.nn.Module:
     if isinstance(layer, cnnx.Sequential):
         return torch.nn.Sequential(*map(to_torch, layer))
     if isinstance(layer, cnnx.Residual):
         shortcut = torch.nn.Identity() if layer.shortcut is None else to_torch(layer.shortcut)
         return _Residual(to_torch(layer.body), shortcut)
-    if type(layer) in _PLAIN:
-        return _PLAIN[type(layer)]()
+    if isinstance(layer, cnnx.Flatten):
+        return torch.nn.Flatten()
+    if isinstance(layer, cnnx.GlobalAvgPool2D):
+        return _GlobalAvgPool()
     if isinstance(layer, cnnx.MaxPool2D):
         return torch.nn.MaxPool2d(layer.pool_size)
     if isinstance(layer, cnnx.AvgPool2D):
@@ -131,8 +151,7 @@ def to_torch(layer: Any) -> torch.nn.Module:
         for name, array in {**layer.params, **layer.buffers}.items():
             transposed = isinstance(layer, cnnx.Dense) and name == "weight"
             getattr(twin, name).copy_(torch.from_numpy(array.T if transposed else array))
-    activation = getattr(layer, "activation", None)
-    return twin if activation is None else torch.nn.Sequential(twin, _ACTIVATIONS[activation]())
+    return twin
 
 
 def to_onnx(model: torch.nn.Module, x: np.ndarray) -> bytes:
