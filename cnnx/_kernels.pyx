@@ -33,6 +33,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         CNNX_GELU
         CNNX_SILU
         CNNX_CHUNK
+        CNNX_COLUMNS
 
     ctypedef struct cnnx_conv:
         const void *x
@@ -81,7 +82,7 @@ cdef extern from "_csrc/kernels.h" nogil:
 
     ctypedef struct cnnx_elementwise:
         const void *x
-        const void *grad
+        const void *other
         void *y
         int64_t n
         int kind, from_output
@@ -93,6 +94,19 @@ cdef extern from "_csrc/kernels.h" nogil:
         void *y
         int64_t rows, classes
         int log
+        const int64_t *labels
+        double *loss
+        double smoothing
+
+    ctypedef struct cnnx_optim:
+        void *param
+        void *velocity
+        void *mean
+        void *square
+        const void *grad
+        int64_t n
+        double lr, decay, momentum, beta1, beta2, eps, shrink, root
+        int nesterov
 
     ctypedef struct cnnx_norm:
         const void *x
@@ -106,7 +120,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         void *grad_bias
         int64_t N, C, area
         double eps
-        int batch_stats
+        int batch_stats, activation
 
     ctypedef struct cnnx_kernels:
         const char *isa
@@ -124,7 +138,8 @@ cdef extern from "_csrc/kernels.h" nogil:
         cnnx_task direct, direct_weight
         cnnx_task pack_weights, conv, conv_weight, conv_weight_sum, conv_bias, matmul
         cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward
-        cnnx_task activation, activation_backward, softmax, softmax_backward
+        cnnx_task activation, activation_backward, add
+        cnnx_task softmax, softmax_backward, cross_entropy, sgd, adam
         cnnx_task norm_stats, norm, norm_backward
 
     ctypedef struct cnnx_pool_stats:
@@ -491,7 +506,8 @@ def conv2d_grad_bias(cnp.ndarray grad_out, cnp.ndarray grad_bias):
     cdef cnnx_norm p
     p.grad, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_bias)
     p.N, p.C, p.area = grad_out.shape[0], grad_out.shape[1], grad_out.shape[2] * grad_out.shape[3]
-    run(table(grad_out).conv_bias, &p, p.C, 0, threads_for(MOVE * p.N * p.C * p.area))
+    cdef int64_t tasks = p.C if p.area > 1 else (p.C + CNNX_COLUMNS - 1) // CNNX_COLUMNS
+    run(table(grad_out).conv_bias, &p, tasks, 0, threads_for(MOVE * p.N * p.C * p.area))
 
 
 def matmul(cnp.ndarray a, cnp.ndarray b, bias, activation, cnp.ndarray out):
@@ -585,13 +601,13 @@ def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tup
     run(table(grad_x).avg_pool_backward, &p, p.planes, <size_t>p.W * 8, threads_for(MOVE * work))
 
 
-# ---------------------------------------------------------------- elementwise, softmax, batch norm
+# ---------------------------------------------------------------- elementwise, softmax, norm, optimizers
 
 cdef int run_elementwise(cnnx_task task, cnnx_elementwise *p, cnp.ndarray x, cnp.ndarray y, kind,
                          double alpha) except -1:
     p.x, p.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(y)
     p.n, p.kind, p.alpha = cnp.PyArray_SIZE(x), ACTIVATIONS[kind], alpha
-    cdef int64_t cost = MOVE if p.kind in (CNNX_RELU, CNNX_LEAKY_RELU, CNNX_RELU6) else CALL
+    cdef int64_t cost = MOVE if p.kind in (CNNX_NONE, CNNX_RELU, CNNX_LEAKY_RELU, CNNX_RELU6) else CALL
     return run(task, p, (p.n + CNNX_CHUNK - 1) // CNNX_CHUNK, 0, threads_for(cost * p.n))
 
 
@@ -604,15 +620,22 @@ def activation(cnp.ndarray x, kind, double alpha, cnp.ndarray out):
 def activation_backward(cnp.ndarray grad_out, cnp.ndarray x, kind, double alpha, cnp.ndarray grad_x):
     """Fill `grad_x` with `grad_out` times the derivative at the forward's input x."""
     cdef cnnx_elementwise p
-    p.grad, p.from_output = cnp.PyArray_DATA(grad_out), 0
+    p.other, p.from_output = cnp.PyArray_DATA(grad_out), 0
     run_elementwise(table(x).activation_backward, &p, x, grad_x, kind, alpha)
 
 
 def activation_backward_from_output(cnp.ndarray grad_out, cnp.ndarray y, kind, cnp.ndarray grad_x):
     """Fill `grad_x` with `grad_out` times the derivative, found from the forward's output y."""
     cdef cnnx_elementwise p
-    p.grad, p.from_output = cnp.PyArray_DATA(grad_out), 1
+    p.other, p.from_output = cnp.PyArray_DATA(grad_out), 1
     run_elementwise(table(y).activation_backward, &p, y, grad_x, kind, 0)
+
+
+def add(cnp.ndarray x, cnp.ndarray other, activation, cnp.ndarray out):
+    """Fill `out` with act(x + other)."""
+    cdef cnnx_elementwise p
+    p.other = cnp.PyArray_DATA(other)
+    run_elementwise(table(x).add, &p, x, out, activation, 0)
 
 
 def softmax(cnp.ndarray x, bint log, cnp.ndarray out):
@@ -631,6 +654,21 @@ def softmax_backward(cnp.ndarray grad_out, cnp.ndarray y, bint log, cnp.ndarray 
     run(table(y).softmax_backward, &p, p.rows, 0, threads_for(CALL * p.rows * p.classes))
 
 
+def cross_entropy(cnp.ndarray x, cnp.ndarray labels, double smoothing, cnp.ndarray loss,
+                  cnp.ndarray grad_x):
+    """Fill `loss` (rows,), in float64, and `grad_x`, its mean's gradient; -1, or the first bad label's row."""
+    cdef cnnx_softmax p
+    cdef int64_t row
+    p.x, p.y, p.rows, p.classes = cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_x), x.shape[0], x.shape[1]
+    p.labels, p.loss = <int64_t *>cnp.PyArray_DATA(labels), <double *>cnp.PyArray_DATA(loss)
+    p.smoothing = smoothing
+    for row in range(p.rows):
+        if not 0 <= p.labels[row] < p.classes:
+            return row
+    run(table(x).cross_entropy, &p, p.rows, 0, threads_for(CALL * p.rows * p.classes))
+    return -1
+
+
 cdef int64_t describe_norm(cnnx_norm *p, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var) except -1:
     p.x, p.mean, p.var = cnp.PyArray_DATA(x), cnp.PyArray_DATA(mean), cnp.PyArray_DATA(var)
     p.N, p.C, p.area = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
@@ -645,21 +683,49 @@ def batch_norm2d_stats(cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var):
 
 
 def batch_norm2d(cnp.ndarray x, weight, bias, cnp.ndarray mean, cnp.ndarray var, double eps,
-                 cnp.ndarray out):
-    """Fill `out` with (x - mean) / sqrt(var + eps) * weight + bias."""
+                 bint batch_stats, activation, cnp.ndarray out):
+    """Fill `out` with act((x - mean) / sqrt(var + eps) * weight + bias); `batch_stats`: the two first."""
     cdef cnnx_norm p
     cdef int64_t work = describe_norm(&p, x, mean, var)
     p.weight, p.bias, p.y, p.eps = data_or_null(weight), data_or_null(bias), cnp.PyArray_DATA(out), eps
+    p.batch_stats, p.activation = batch_stats, ACTIVATIONS[activation]
     run(table(x).norm, &p, p.C, 0, threads_for(MOVE * work))
 
 
-def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, cnp.ndarray mean,
-                          cnp.ndarray var, double eps, bint batch_stats, cnp.ndarray grad_x,
+def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, bias, cnp.ndarray mean,
+                          cnp.ndarray var, double eps, bint batch_stats, activation, cnp.ndarray grad_x,
                           cnp.ndarray grad_weight, cnp.ndarray grad_bias):
     """Fill the three gradients; `batch_stats`: mean and var depend on x."""
     cdef cnnx_norm p
     cdef int64_t work = describe_norm(&p, x, mean, var)
     p.grad, p.weight, p.y = cnp.PyArray_DATA(grad_out), data_or_null(weight), cnp.PyArray_DATA(grad_x)
+    p.bias, p.activation = data_or_null(bias), ACTIVATIONS[activation]
     p.grad_weight, p.grad_bias = cnp.PyArray_DATA(grad_weight), cnp.PyArray_DATA(grad_bias)
     p.eps, p.batch_stats = eps, batch_stats
     run(table(x).norm_backward, &p, p.C, 0, threads_for(MOVE * work))
+
+
+cdef int run_optim(cnnx_task task, cnnx_optim *p, cnp.ndarray param, cnp.ndarray grad) except -1:
+    p.param, p.grad, p.n = cnp.PyArray_DATA(param), cnp.PyArray_DATA(grad), cnp.PyArray_SIZE(param)
+    return run(task, p, (p.n + CNNX_CHUNK - 1) // CNNX_CHUNK, 0, threads_for(MOVE * p.n))
+
+
+def sgd(cnp.ndarray param, cnp.ndarray grad, velocity, double lr, double momentum, double weight_decay,
+        bint nesterov):
+    """Make one step of SGD: change `param` and `velocity` (None without momentum) in place."""
+    cdef cnnx_optim p
+    p.velocity, p.lr, p.momentum = data_or_null(velocity), lr, momentum
+    p.decay, p.nesterov = weight_decay, nesterov
+    run_optim(table(param).sgd, &p, param, grad)
+
+
+def adam(cnp.ndarray param, cnp.ndarray grad, cnp.ndarray mean, cnp.ndarray square, double lr, double beta1,
+         double beta2, double eps, double weight_decay, bint decoupled, int64_t step):
+    """Make Adam's step number `step`: change `param`, `mean` and `square` in place."""
+    cdef cnnx_optim p
+    p.mean, p.square = cnp.PyArray_DATA(mean), cnp.PyArray_DATA(square)
+    p.beta1, p.beta2, p.eps = beta1, beta2, eps
+    p.lr, p.root = lr / (1 - beta1 ** step), (1 - beta2 ** step) ** 0.5
+    p.decay = 0 if decoupled else weight_decay
+    p.shrink = 1 - lr * weight_decay if decoupled else 1
+    run_optim(table(param).adam, &p, param, grad)

@@ -157,6 +157,8 @@ def _batch_norm2d() -> Iterator[Case]:
             choices = {"num_features": (4,), "eps": (1e-5, 0.1), "affine": (True, False)}
             for case in _grid(layer, *shape, **choices):
                 yield replace(case, note=note)
+        for case in _grid(layer, *_IMAGE, num_features=(4,), activation=("relu", "relu6")):
+            yield replace(case, note=note, scale=4.0)
 
 
 def _dropout() -> Iterator[Case]:
@@ -192,6 +194,7 @@ def _sequential() -> Iterator[Case]:
 def _residual() -> Iterator[Case]:
     yield Case(lambda: cnnx.Residual(_body(4, 4)), (_IMAGE,))
     yield Case(lambda: cnnx.Residual(cnnx.Sigmoid()), (_IMAGE,))
+    yield Case(lambda: cnnx.Residual(_body(4, 4), activation="relu"), (_IMAGE,))
     yield Case(lambda: cnnx.Residual(_body(4, 2, 2), cnnx.Conv2D(4, 2, 1, 2, rng=2)), (_IMAGE,))
     yield Case(lambda: cnnx.Residual(_body(4, 4).eval(), cnnx.Residual(cnnx.Tanh())), (_IMAGE,))
 

@@ -1,4 +1,4 @@
-/* Activations as operations of their own, and softmax; forward and backward. */
+/* Activations as operations of their own, sums of two arrays, and softmax; forward and backward. */
 
 static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
 {
@@ -32,6 +32,7 @@ static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
     case CNNX_TANH: EACH_VECTOR(call(CNNX_TANH));                                                      \
     case CNNX_GELU: EACH_VECTOR(call(CNNX_GELU));                                                      \
     case CNNX_SILU: EACH_VECTOR(call(CNNX_SILU));                                                      \
+    default: EACH_VECTOR(call(CNNX_NONE));                                                             \
     }
 
 static void FN(activation)(const void *problem, int64_t task, void *scratch)
@@ -50,7 +51,7 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
 {
     const cnnx_elementwise *p = problem;
     (void)scratch;
-    const T *x = p->x, *g = p->grad, alpha = (T)p->alpha;
+    const T *x = p->x, *g = p->other, alpha = (T)p->alpha;
     T *y = p->y;
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
     if (p->from_output) {
@@ -62,6 +63,18 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
         EACH_KIND(CALL)
 #undef CALL
     }
+}
+
+static void FN(add)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_elementwise *p = problem;
+    (void)scratch;
+    const T *x = p->x, *g = p->other;
+    T *y = p->y;
+    const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
+#define CALL(kind) FN(activate_vector)(v + grad, kind, 0)
+    EACH_KIND(CALL)
+#undef CALL
 }
 #undef EACH_KIND
 #undef EACH_VECTOR
@@ -101,4 +114,39 @@ static void FN(softmax_backward)(const void *problem, int64_t task, void *scratc
     const T total = (T)sum;
     for (int64_t k = 0; k < p->classes; k++)
         to[k] = p->log ? g[k] - EXP(y[k]) * total : y[k] * (g[k] - total);
+}
+
+/* The sum of exp(x[k] - top), which y keeps. */
+static double FN(exponentials)(const T *x, int64_t n, T top, T *y)
+{
+    V sum = {0};
+    for (int64_t k = 0; k < n; k += VL) {
+        const int64_t some = n - k < VL ? n - k : VL;
+        T lane[VL] = {0};
+        memcpy(lane, x + k, (size_t)some * sizeof(T));
+        *(VU *)lane = FN(exp)(*(const VU *)lane - top);
+        for (int64_t l = some; l < VL; l++) lane[l] = 0;
+        memcpy(y + k, lane, (size_t)some * sizeof(T));
+        sum += *(const VU *)lane;
+    }
+    return (double)FN(sum_lanes)(sum);
+}
+
+static void FN(cross_entropy)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_softmax *p = problem;
+    (void)scratch;
+    const T *x = (const T *)p->x + task * p->classes;
+    T *y = (T *)p->y + task * p->classes, top = x[0];
+    const int64_t label = p->labels[task];
+    for (int64_t k = 1; k < p->classes; k++)
+        if (x[k] > top) top = x[k];
+    const double sum = FN(exponentials)(x, p->classes, top, y);
+    double loss = p->smoothing < 1 ? (1 - p->smoothing) * ((double)x[label] - (double)top - log(sum)) : 0;
+    const double even = p->smoothing / (double)p->classes;
+    for (int64_t k = 0; k < p->classes && even > 0; k++) loss += even * ((double)x[k] - (double)top - log(sum));
+    p->loss[task] = -loss;
+    const T scale = (T)(1 / (sum * (double)p->rows)), level = (T)(even / (double)p->rows);
+    for (int64_t k = 0; k < p->classes; k++) y[k] = y[k] * scale - level;
+    y[label] -= (T)((1 - p->smoothing) / (double)p->rows);
 }

@@ -47,6 +47,9 @@ class Layer(ABC):
         Set by :meth:`train` and :meth:`eval`; only BatchNorm2D and Dropout behave differently.
     frozen : bool
         Set by :meth:`freeze`: the parameters are promised not to change.
+    needs_input_grad : bool
+        Set it to False on a net whose images need no gradient: then a first layer with weights
+        returns None from backward and saves the work. :func:`cnnx.fit` does so while it trains.
 
     Examples
     --------
@@ -76,6 +79,7 @@ class Layer(ABC):
     buffers: dict[str, Array]
     training = True
     frozen = False
+    needs_input_grad = True
     _saved: tuple[Any, ...] | None = None
 
     def __init__(self) -> None:
