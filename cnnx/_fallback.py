@@ -83,6 +83,7 @@ def conv2d(
     groups: int,
     activation: str | None,
     out: _Array,
+    prepared: Any = None,
 ) -> None:
     """Fill `out` (N, F, Ho, Wo) with activation(conv(x, weight) + bias)."""
     matrices = _tap_matrices(weight, groups)
@@ -93,6 +94,10 @@ def conv2d(
         total += matrices[k, m] @ _group_pixels(view, groups)
     if activation is not None:
         out[...] = _ACTIVATIONS[activation](out, 0.0)
+
+
+def prepared() -> None:
+    """Return what `conv2d` keeps from one call to the next for a frozen layer: here nothing."""
 
 
 @_quiet(all="ignore")
@@ -422,25 +427,25 @@ def softmax_backward(grad_out: _Array, y: _Array, log: bool, grad_x: _Array) -> 
 
 
 @_quiet(all="ignore")
-def cross_entropy(x: _Array, labels: _Array, smoothing: float, loss: _Array, grad_x: _Array) -> int:
-    """Fill `loss` (rows,) in float64 and `grad_x`, the gradient of its mean.
+def cross_entropy(x: _Array, target: _Array, smoothing: float, loss: _Array, grad_x: _Array) -> int:
+    """Fill `loss` (rows,), in float64, and `grad_x`, the gradient of its mean.
 
-    Return -1, or the row of the first label that is no class; then nothing is filled.
+    The target is labels (rows,), int64, or a table of x's shape and dtype. Return -1, or the row of
+    the first label that is no class; then nothing is filled.
     """
     rows, classes = x.shape
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
-        return int(wrong[0])
+    if target.ndim == 1:
+        wrong = np.flatnonzero((target < 0) | (target >= classes))
+        if wrong.size:
+            return int(wrong[0])
+        target = np.arange(classes) == target[:, None]
+    wanted = (1 - smoothing) * target + smoothing / classes
     logs = np.empty_like(x)
     softmax(x, True, logs)
-    loss[...] = 0
-    if smoothing < 1:  # a label that is ruled out, and not wanted, costs nothing
-        loss -= (1 - smoothing) * logs[np.arange(rows), labels].astype(np.float64)
-    grad_x[...] = np.exp(logs) / rows
-    grad_x[np.arange(rows), labels] -= (1 - smoothing) / rows
-    if smoothing:
-        loss -= smoothing * logs.mean(axis=1, dtype=np.float64)
-        grad_x -= smoothing / classes / rows
+    # A class that is ruled out by a score of minus infinity costs nothing where none is wanted.
+    terms = np.multiply(wanted, logs, out=np.zeros(x.shape), where=wanted != 0)
+    loss[...] = -terms.sum(axis=1)
+    grad_x[...] = (np.exp(logs) * wanted.sum(axis=1, keepdims=True) - wanted) / max(rows, 1)
     return -1
 
 

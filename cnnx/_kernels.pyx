@@ -16,6 +16,7 @@ cimport cython
 cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcmp, memset
 
 cnp.import_array()
 
@@ -359,7 +360,41 @@ cdef bint direct_pays(const cnnx_conv *p) noexcept:
     return p.C <= 4 or p.M <= 4
 
 
-cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p) except -1:
+@cython.final
+cdef class _Prepared:
+    """Packed weights that a frozen layer keeps, and what they were packed for.
+
+    The key is the whole planned problem, sizes, blocks and the weight's address, so that any other problem
+    or plan finds its weights packed anew. Whoever keeps the object promises that the weight does not change.
+    """
+    cdef const cnnx_kernels *kernels
+    cdef cnnx_task pack
+    cdef cnnx_conv key
+    cdef _Block packed
+    cdef object weight  # alive, so that no other array comes to lie at its address
+
+    def __reduce__(self):
+        return _Prepared, ()  # a copy packs for itself
+
+
+cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, int threads,
+                           _Prepared kept, weight):
+    cdef cnnx_conv key = p[0]
+    cdef _Block packed
+    key.x = key.bias = key.y = key.packed = key.dh = key.dw = key.w_tap = NULL
+    if (kept is not None and kept.packed is not None and kept.kernels == k and kept.pack == pack
+            and memcmp(&kept.key, &key, sizeof(cnnx_conv)) == 0):
+        return kept.packed
+    packed = take(<size_t>p.packed_size * (8 if k == tables[1] else 4))
+    p.packed = packed.data
+    run(pack, p, p.groups * p.panels, 0, threads)
+    if kept is not None:
+        kept.kernels, kept.pack, kept.key, kept.packed, kept.weight = k, pack, key, packed, weight
+    return packed
+
+
+cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p, _Prepared kept, weight) except -1:
+    cdef _Block packed
     cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
     cdef cnnx_task pack = k.pack_weights, task = k.conv
     if winograd_pays(p, 8, 16) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
@@ -368,14 +403,9 @@ cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p) except -1:
         task = k.direct
     else:
         k.conv_plan(p, threads)
-    p.packed = cnnx_take(<size_t>p.packed_size * 8)
-    if p.packed == NULL:
-        raise MemoryError(f"cannot allocate {p.packed_size * 8} bytes for packed weights")
-    try:
-        run(pack, p, p.groups * p.panels, 0, threads)
-        run(task, p, p.tasks, p.scratch, threads)
-    finally:
-        cnnx_give(p.packed)
+    packed = packed_weights(k, pack, p, threads, kept, weight)
+    p.packed = packed.data
+    run(task, p, p.tasks, p.scratch, threads)
     return 0
 
 
@@ -401,10 +431,11 @@ cdef void describe(cnnx_conv *p, cnp.ndarray x, cnp.ndarray y, int64_t groups,
 
 
 def conv2d(cnp.ndarray x, cnp.ndarray weight, bias, tuple stride, tuple pads, tuple dilation,
-           int64_t groups, activation, cnp.ndarray out):
-    """Fill `out` with act(conv(x, weight) + bias)."""
+           int64_t groups, activation, cnp.ndarray out, _Prepared prepared=None):
+    """Fill `out` with act(conv(x, weight) + bias); the packed weights stay in `prepared`."""
     cdef int64_t KH = weight.shape[2], KW = weight.shape[3]
     cdef cnnx_conv p
+    memset(&p, 0, sizeof(cnnx_conv))  # keys are compared whole
     cdef _Block taps = take(3 * KH * KW * sizeof(int64_t))
     describe(&p, x, out, groups, <int64_t *>taps.data, KH, KW, stride, pads, dilation)
     p.x, p.weight, p.bias = cnp.PyArray_DATA(x), cnp.PyArray_DATA(weight), data_or_null(bias)
@@ -413,7 +444,12 @@ def conv2d(cnp.ndarray x, cnp.ndarray weight, bias, tuple stride, tuple pads, tu
     p.w_out = p.C * p.w_in
     p.w_group = p.M * p.w_out
     p.activation = ACTIVATIONS[activation]
-    run_conv(table(x), &p)
+    run_conv(table(x), &p, prepared, weight)
+
+
+def prepared():
+    """Return an object for `conv2d` to keep packed weights in, from one call to the next."""
+    return _Prepared()
 
 
 def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stride, tuple pads,
@@ -461,7 +497,7 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
             p.w_in = p.M * n
             p.w_group = p.C * p.w_in
             p.activation = CNNX_NONE
-            run_conv(table(grad_x), &p)
+            run_conv(table(grad_x), &p, None, weight)
             pw += 2 if p.split else 1
 
 
@@ -654,17 +690,22 @@ def softmax_backward(cnp.ndarray grad_out, cnp.ndarray y, bint log, cnp.ndarray 
     run(table(y).softmax_backward, &p, p.rows, 0, threads_for(CALL * p.rows * p.classes))
 
 
-def cross_entropy(cnp.ndarray x, cnp.ndarray labels, double smoothing, cnp.ndarray loss,
+def cross_entropy(cnp.ndarray x, cnp.ndarray target, double smoothing, cnp.ndarray loss,
                   cnp.ndarray grad_x):
-    """Fill `loss` (rows,), in float64, and `grad_x`, its mean's gradient; -1, or the first bad label's row."""
+    """Fill `loss` (rows,), float64, and `grad_x`, of its mean; -1, or the row of the first bad label.
+
+    The target is labels (rows,), int64, or a table of x's shape and dtype.
+    """
     cdef cnnx_softmax p
     cdef int64_t row
     p.x, p.y, p.rows, p.classes = cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_x), x.shape[0], x.shape[1]
-    p.labels, p.loss = <int64_t *>cnp.PyArray_DATA(labels), <double *>cnp.PyArray_DATA(loss)
-    p.smoothing = smoothing
-    for row in range(p.rows):
-        if not 0 <= p.labels[row] < p.classes:
-            return row
+    p.loss, p.smoothing, p.labels = <double *>cnp.PyArray_DATA(loss), smoothing, NULL
+    if cnp.PyArray_NDIM(target) == 1:
+        p.labels = <int64_t *>cnp.PyArray_DATA(target)
+        for row in range(p.rows):
+            if not 0 <= p.labels[row] < p.classes:
+                return row
+    p.grad = cnp.PyArray_DATA(target)
     run(table(x).cross_entropy, &p, p.rows, 0, threads_for(CALL * p.rows * p.classes))
     return -1
 
@@ -684,7 +725,7 @@ def batch_norm2d_stats(cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var):
 
 def batch_norm2d(cnp.ndarray x, weight, bias, cnp.ndarray mean, cnp.ndarray var, double eps,
                  bint batch_stats, activation, cnp.ndarray out):
-    """Fill `out` with act((x - mean) / sqrt(var + eps) * weight + bias); `batch_stats`: the two first."""
+    """Fill `out` with act((x - mean) / sqrt(var + eps) * weight + bias), both statistics too if asked."""
     cdef cnnx_norm p
     cdef int64_t work = describe_norm(&p, x, mean, var)
     p.weight, p.bias, p.y, p.eps = data_or_null(weight), data_or_null(bias), cnp.PyArray_DATA(out), eps

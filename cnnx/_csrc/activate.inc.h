@@ -145,6 +145,7 @@ static ALWAYS_INLINE V FN(slope_from_output)(V y, const int kind)
 
 static NOINLINE V FN(fused_sigmoid)(V v) { return FN(sigmoid)(v); }
 static NOINLINE V FN(fused_tanh)(V v) { return FN(tanh)(v); }
+static inline V FN(fused_relu6)(V v) { return FN(activate_vector)(v, CNNX_RELU6, 0); }
 
 /* What a convolution fuses. One number gets the bits it would get in a vector: which of the two it is depends
  * on where tiles end, and with that on the number of threads. */
@@ -154,6 +155,7 @@ static inline V FN(fused)(V v, int activation)
     case CNNX_RELU: return FN(relu)(v);
     case CNNX_SIGMOID: return FN(fused_sigmoid)(v);
     case CNNX_TANH: return FN(fused_tanh)(v);
+    case CNNX_RELU6: return FN(fused_relu6)(v);
     default: return v;
     }
 }

@@ -138,15 +138,31 @@ static void FN(cross_entropy)(const void *problem, int64_t task, void *scratch)
     (void)scratch;
     const T *x = (const T *)p->x + task * p->classes;
     T *y = (T *)p->y + task * p->classes, top = x[0];
-    const int64_t label = p->labels[task];
     for (int64_t k = 1; k < p->classes; k++)
         if (x[k] > top) top = x[k];
-    const double sum = FN(exponentials)(x, p->classes, top, y);
-    double loss = p->smoothing < 1 ? (1 - p->smoothing) * ((double)x[label] - (double)top - log(sum)) : 0;
-    const double even = p->smoothing / (double)p->classes;
-    for (int64_t k = 0; k < p->classes && even > 0; k++) loss += even * ((double)x[k] - (double)top - log(sum));
-    p->loss[task] = -loss;
-    const T scale = (T)(1 / (sum * (double)p->rows)), level = (T)(even / (double)p->rows);
-    for (int64_t k = 0; k < p->classes; k++) y[k] = y[k] * scale - level;
-    y[label] -= (T)((1 - p->smoothing) / (double)p->rows);
+    const double sum = FN(exponentials)(x, p->classes, top, y), shift = (double)top + log(sum);
+    const double rows = (double)p->rows, kept = 1 - p->smoothing, even = p->smoothing / (double)p->classes;
+    if (p->labels && even == 0) { /* most classes are not wanted at all */
+        const int64_t label = p->labels[task];
+        const T scale = (T)(1 / (sum * rows));
+        for (int64_t k = 0; k < p->classes; k++) y[k] *= scale;
+        y[label] -= (T)(1 / rows);
+        p->loss[task] = shift - (double)x[label];
+        return;
+    }
+    const T *table = p->labels ? NULL : (const T *)p->grad + task * p->classes;
+    double loss = 0, total = 0;
+    for (int64_t pass = 0; pass < 2; pass++) { /* the gradient needs the total */
+        const T scale = (T)(total / (sum * rows));
+        for (int64_t k = 0; k < p->classes; k++) {
+            const double wanted = kept * (table ? (double)table[k] : k == p->labels[task]) + even;
+            if (pass) {
+                y[k] = y[k] * scale - (T)(wanted / rows);
+            } else {
+                if (wanted != 0) loss += wanted * (shift - (double)x[k]); /* a score ruled out is infinite */
+                total += wanted;
+            }
+        }
+    }
+    p->loss[task] = loss;
 }

@@ -136,8 +136,8 @@ typedef struct {
 } cnnx_optim;
 
 /* Softmax of each of `rows` rows of `classes`; a task is one row. Backward: x is the forward's output.
- * cross_entropy: loss[row] = - sum over k of t[k] * log_softmax(x)[k], t being 1 - smoothing for the row's
- * label and smoothing / classes for all; y is the gradient of the mean of `loss`. */
+ * cross_entropy: loss[row] = - sum over k of t[k] * log_softmax(x)[k] with t = (1 - smoothing) * (1 for the
+ * row's label, or without labels grad[row, k]) + smoothing / classes; y is the gradient of the mean of `loss`. */
 typedef struct {
     const void *x, *grad;
     void *y;

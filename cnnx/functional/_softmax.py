@@ -66,14 +66,17 @@ def _backward(log: bool, grad_out: Array, x: Array, axis: int) -> Array:
     return softmax_backward_from_output(grad_out, _forward(log, x, axis), axis, log)
 
 
-def cross_entropy(pred: Array, labels: Array, smoothing: float) -> tuple[Array, Array]:
-    """Return each row's loss, in float64, and the gradient of their mean."""
+def cross_entropy(pred: Array, target: Array, smoothing: float) -> tuple[Array, Array]:
+    """Return each row's loss, in float64, and the gradient of their mean.
+
+    The target is labels (rows,), of any integer dtype, or a table of pred's shape.
+    """
     losses, grad = empty(pred.shape[:1], _FLOAT64), empty(pred.shape, pred)
-    classes = np.require(labels, np.int64, ["C", "A", "E"])
-    wrong = _dispatch.backend().cross_entropy(pred, classes, smoothing, losses, grad)
+    wanted = np.require(target, np.int64 if target.ndim == 1 else pred.dtype, ["C", "A", "E"])
+    wrong = _dispatch.backend().cross_entropy(pred, wanted, smoothing, losses, grad)
     if wrong >= 0:
         raise ValueError(
-            f"target[{wrong}] is {labels[wrong]}, expected a class from 0 to {pred.shape[1] - 1}"
+            f"target[{wrong}] is {target[wrong]}, expected a class from 0 to {pred.shape[1] - 1}"
         )
     return losses, grad
 

@@ -13,6 +13,7 @@ from cnnx.functional._activation import activation_backward_from_output, add
 from cnnx.functional._arguments import choice
 from cnnx.functional._conv import ACTIVATIONS, Activation
 from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
+from cnnx.layers.fusion import fused
 
 
 class Container(Layer):
@@ -121,7 +122,9 @@ class Sequential(Container):
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's output."""
-        for layer in self.layers:
+        if self.frozen and self._kept is None:
+            self._kept = fused(self.layers)
+        for layer in self._kept if self.frozen else self.layers:
             x = layer.forward(x)
         return x
 
