@@ -397,10 +397,9 @@ def activation_backward_from_output(grad_out: _Array, y: _Array, kind: str, grad
 
 
 @_quiet(all="ignore")
-def add(x: _Array, other: _Array, activation: str | None, out: _Array) -> None:
-    """Fill `out` with act(x + other)."""
-    total = x + other
-    out[...] = total if activation is None else _ACTIVATIONS[activation](total, 0.0)
+def add(x: _Array, other: _Array, out: _Array) -> None:
+    """Fill `out` with x + other."""
+    np.add(x, other, out=out)
 
 
 @_quiet(all="ignore")

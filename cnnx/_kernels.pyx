@@ -413,6 +413,7 @@ cdef void describe(cnnx_conv *p, cnp.ndarray x, cnp.ndarray y, int64_t groups,
                    int64_t *taps, int64_t KH, int64_t KW, tuple stride, tuple pads, tuple dilation) except *:
     """Sizes and taps of the forward convolution from x to y; `taps` has room for 3*KH*KW numbers."""
     cdef int64_t kh, kw, t = 0, n = KH * KW
+    cdef int64_t dil_h = dilation[0], dil_w = dilation[1], top = pads[0], left = pads[2]
     p.N, p.H, p.W = x.shape[0], x.shape[2], x.shape[3]
     p.groups, p.C, p.M = groups, x.shape[1] // groups, y.shape[1] // groups
     p.rows = p.YH = y.shape[2]
@@ -424,8 +425,8 @@ cdef void describe(cnnx_conv *p, cnp.ndarray x, cnp.ndarray y, int64_t groups,
     p.dh, p.dw, p.w_tap = taps, taps + n, taps + 2 * n
     for kh in range(KH):
         for kw in range(KW):
-            taps[t] = kh * <int64_t>dilation[0] - <int64_t>pads[0]
-            taps[n + t] = kw * <int64_t>dilation[1] - <int64_t>pads[2]
+            taps[t] = kh * dil_h - top
+            taps[n + t] = kw * dil_w - left
             taps[2 * n + t] = t
             t += 1
 
@@ -667,11 +668,11 @@ def activation_backward_from_output(cnp.ndarray grad_out, cnp.ndarray y, kind, c
     run_elementwise(table(y).activation_backward, &p, y, grad_x, kind, 0)
 
 
-def add(cnp.ndarray x, cnp.ndarray other, activation, cnp.ndarray out):
-    """Fill `out` with act(x + other)."""
+def add(cnp.ndarray x, cnp.ndarray other, cnp.ndarray out):
+    """Fill `out` with x + other."""
     cdef cnnx_elementwise p
     p.other = cnp.PyArray_DATA(other)
-    run_elementwise(table(x).add, &p, x, out, activation, 0)
+    run_elementwise(table(x).add, &p, x, out, None, 0)
 
 
 def softmax(cnp.ndarray x, bint log, cnp.ndarray out):

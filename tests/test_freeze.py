@@ -37,7 +37,7 @@ def net(dtype: str = "float64") -> cnnx.Sequential:
         conv(2, 9),
         cnnx.BatchNorm2D(9, dtype=dtype),
         cnnx.ReLU6(),
-        cnnx.Residual(body, activation="relu"),
+        cnnx.Residual(body),
         conv(9, 4, activation="tanh"),
         cnnx.BatchNorm2D(4, dtype=dtype),
         cnnx.Sigmoid(),

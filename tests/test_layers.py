@@ -90,7 +90,6 @@ LAYERS: list[tuple[str, Callable[[], Any], tuple[int, ...]]] = [
         ),
         IMAGE,
     ),
-    ("Residual-tanh", lambda: cnnx.Residual(cnnx.Sigmoid(), activation="tanh"), IMAGE),
 ]
 
 
@@ -560,11 +559,6 @@ def test_fused_activations_are_the_layers_apart(backend: str, rng: np.random.Gen
         assert_array_equal(fused(x), apart(x))
         assert_array_equal(fused.backward(grad_out), apart.backward(grad_out))
         assert_array_equal(fused.grads["weight"], apart.grads["0.weight"])
-    block = cnnx.Residual(cnnx.Tanh(), activation="relu")
-    both = cnnx.Sequential(cnnx.Residual(cnnx.Tanh()), cnnx.ReLU())
-    assert_array_equal(block(x), both(x))
-    assert_array_equal(block.backward(grad_out), both.backward(grad_out))
-    assert repr(block) == "Residual(\n  body: Tanh()\n  activation: 'relu'\n)"
     with pytest.raises(
         ValueError, match="activation is 'tanh', expected one of None, 'relu', 'relu6'"
     ):

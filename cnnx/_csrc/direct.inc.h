@@ -292,10 +292,8 @@ static void FN(direct_image)(const cnnx_conv *p, int64_t image, int64_t i0, int6
         if (p->activation > CNNX_RELU)
             for (int64_t r = 0; r < mr; r++)
                 for (int64_t i = 0; i < rows; i++) {
-                    T *to = y + r * area + i * p->YW; /* only a forward has one: it is dense */
-                    int64_t j = 0;
-                    for (; j + VL <= p->cols; j += VL) *(VU *)(to + j) = FN(fused)(*(const VU *)(to + j), p->activation);
-                    for (; j < p->cols; j++) to[j] = FN(activate)(to[j], p->activation);
+                    /* only a forward has one: it is dense */
+                    FN(activate_row)(y + r * area + i * p->YW, p->cols, p->activation);
                 }
     }
 }

@@ -32,7 +32,6 @@ static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
     case CNNX_TANH: EACH_VECTOR(call(CNNX_TANH));                                                      \
     case CNNX_GELU: EACH_VECTOR(call(CNNX_GELU));                                                      \
     case CNNX_SILU: EACH_VECTOR(call(CNNX_SILU));                                                      \
-    default: EACH_VECTOR(call(CNNX_NONE));                                                             \
     }
 
 static void FN(activation)(const void *problem, int64_t task, void *scratch)
@@ -72,9 +71,7 @@ static void FN(add)(const void *problem, int64_t task, void *scratch)
     const T *x = p->x, *g = p->other;
     T *y = p->y;
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
-#define CALL(kind) FN(activate_vector)(v + grad, kind, 0)
-    EACH_KIND(CALL)
-#undef CALL
+    EACH_VECTOR(v + grad);
 }
 #undef EACH_KIND
 #undef EACH_VECTOR

@@ -195,7 +195,7 @@ typedef struct {
     cnnx_task matmul;
     cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward;
     cnnx_task activation, activation_backward;
-    cnnx_task add;                 /* y = act(x + other) */
+    cnnx_task add;                 /* y = x + other */
     cnnx_task softmax, softmax_backward, cross_entropy;
     cnnx_task sgd, adam;
     cnnx_task norm_stats, norm, norm_backward;

@@ -63,12 +63,12 @@ def activation_backward_from_output(grad_out: Array, y: Array, kind: str | None)
     return grad_x
 
 
-def add(x: Array, other: Array, activation: str | None = None) -> Array:
-    """Return activation(x + other), for arrays of one shape."""
+def add(x: Array, other: Array) -> Array:
+    """Return x + other, for arrays of one shape."""
     x, other = floats(_SUM, x, other)
     out = _like(x)
     if x.size:
-        _dispatch.backend().add(x, other, activation, out)
+        _dispatch.backend().add(x, other, out)
     return out
 
 

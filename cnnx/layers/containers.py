@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cnnx.functional._activation import activation_backward_from_output, add
-from cnnx.functional._arguments import choice
-from cnnx.functional._conv import ACTIVATIONS, Activation
+from cnnx.functional._activation import add
 from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
 from cnnx.layers.fusion import fused
 
@@ -65,8 +63,6 @@ class Container(Layer):
     def __repr__(self) -> str:
         """One child a line."""
         lines = [f"{name}: {child!r}" for name, child in self.children().items()]
-        if activation := getattr(self, "activation", None):
-            lines.append(f"activation: {activation!r}")
         body = "".join(f"\n{line}" for line in lines).replace("\n", "\n  ")
         return f"{type(self).__name__}({body}\n)" if lines else f"{type(self).__name__}()"
 
@@ -148,7 +144,7 @@ class Sequential(Container):
 
 
 class Residual(Container):
-    """A body with a way around it: out = activation(body(x) + shortcut(x)).
+    """A body with a way around it: out = body(x) + shortcut(x), and x itself without a shortcut.
 
     Parameters
     ----------
@@ -156,8 +152,6 @@ class Residual(Container):
         Anything with forward and backward.
     shortcut : layer or None
         Brings x to the shape of the body's output, where they differ; None adds x as it is.
-    activation : {None, "relu", "sigmoid", "tanh"}
-        Applied as the sum is stored, without a second pass over it.
 
     Examples
     --------
@@ -169,15 +163,9 @@ class Residual(Container):
     array([1., 2.])
     """
 
-    def __init__(
-        self,
-        body: LayerLike,
-        shortcut: LayerLike | None = None,
-        activation: Activation = None,
-    ) -> None:
+    def __init__(self, body: LayerLike, shortcut: LayerLike | None = None) -> None:
         self.body = body
         self.shortcut = shortcut
-        self.activation = choice(activation, "activation", ACTIVATIONS)
         super().__init__()
 
     def children(self) -> dict[str, Any]:
@@ -186,7 +174,7 @@ class Residual(Container):
         return {name: layer for name, layer in both.items() if layer is not None}
 
     def forward(self, x: Array) -> Array:
-        """Return activation(body(x) + shortcut(x)); the two shapes must agree."""
+        """Return body(x) + shortcut(x); their shapes must agree."""
         main: Array = self.body.forward(x)
         way: Array = x if self.shortcut is None else self.shortcut.forward(x)
         if main.shape != way.shape:  # NumPy would broadcast
@@ -195,15 +183,10 @@ class Residual(Container):
                 f"body(x) has shape {main.shape} and {source} has shape {way.shape}, expected the "
                 "same"
             )
-        out = add(main, way, self.activation)
-        self._saved = (out,) if self.activation else None
-        return out
+        return add(main, way)
 
     def backward(self, grad_out: Array) -> Array:
         """Return the sum of the gradients of both ways."""
-        if self.activation is not None:
-            (out,) = self._recall()
-            grad_out = activation_backward_from_output(grad_out, out, self.activation)
         main: Array = self.body.backward(grad_out)
         way: Array = grad_out if self.shortcut is None else self.shortcut.backward(grad_out)
         return add(main, way)
