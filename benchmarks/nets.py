@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ def batch_of(net: Net, n: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((n, *net.image), np.float32), rng.integers(0, net.classes, n)
 
 
-def cnnx_step(model: Any, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
-    loss, optimizer = cnnx.SoftmaxCrossEntropy(), cnnx.SGD(LR, MOMENTUM)
+def cnnx_step(model: Any, lr: float = LR) -> Callable[[np.ndarray, np.ndarray], float]:
+    """One training step: takes images and labels, returns the loss."""
+    loss, optimizer = cnnx.SoftmaxCrossEntropy(), cnnx.SGD(lr, MOMENTUM)
     model.needs_input_grad = False
 
-    def step() -> float:
+    def step(x: np.ndarray, y: np.ndarray) -> float:
         value = loss(model(x), y)
         model.backward(loss.backward())
         optimizer.step(model)
@@ -51,10 +53,13 @@ def cnnx_step(model: Any, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
     return step
 
 
-def torch_step(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
-    optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM)
+def torch_step(
+    model: torch.nn.Module, lr: float = LR
+) -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """The same in PyTorch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr, MOMENTUM)
 
-    def step() -> float:
+    def step(x: torch.Tensor, y: torch.Tensor) -> float:
         optimizer.zero_grad()
         value = torch.nn.functional.cross_entropy(model(x), y)
         value.backward()
@@ -64,14 +69,14 @@ def torch_step(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Call
     return step
 
 
-def training_runs(net: Net) -> dict[str, Callable[[], object]]:
+def training_runs(net: Net, n: int) -> dict[str, Callable[[], object]]:
     model = net.build()
     twins = {name: to_torch(model).to(memory_format=layout) for name, layout in LAYOUTS.items()}
-    x, y = batch_of(net, net.batch)
-    runs: dict[str, Callable[[], object]] = {"cnnx": cnnx_step(model, x, y)}
+    x, y = batch_of(net, n)
+    runs: dict[str, Callable[[], object]] = {"cnnx": partial(cnnx_step(model), x, y)}
     for name, layout in LAYOUTS.items():
         tx = torch.from_numpy(x).contiguous(memory_format=layout)
-        runs[name] = torch_step(twins[name], tx, torch.from_numpy(y))
+        runs[name] = partial(torch_step(twins[name]), tx, torch.from_numpy(y))
     before = {name: param.copy() for name, param in model.params.items()}
     mine, *theirs = (run() for run in runs.values())
     # float32 through up to 53 layers, which sum in different orders
@@ -150,7 +155,10 @@ def main() -> None:
         todo: list[tuple[str, Callable[[], dict[str, Callable[[], object]]]]] = []
         if args.what != "inference":
             todo.append(
-                (f"{name}, training, batch {net.batch}", lambda net=net: training_runs(net))
+                (
+                    f"{name}, training, batch {net.batch}",
+                    lambda net=net: training_runs(net, net.batch),
+                )
             )
         if args.what != "training":
             for n in (net.batch, 1):
