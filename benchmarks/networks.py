@@ -128,6 +128,8 @@ def _twin(layer: Any) -> torch.nn.Module:
     if isinstance(layer, cnnx.Residual):
         shortcut = torch.nn.Identity() if layer.shortcut is None else to_torch(layer.shortcut)
         return _Residual(to_torch(layer.body), shortcut)
+    if isinstance(layer, cnnx.ReLU):
+        return _ACTIVATIONS["relu"]()
     if isinstance(layer, cnnx.Flatten):
         return torch.nn.Flatten()
     if isinstance(layer, cnnx.GlobalAvgPool2D):

@@ -122,6 +122,8 @@ class Sequential(Container):
             self._kept = fused(self.layers)
         for layer in self._kept if self.frozen else self.layers:
             x = layer.forward(x)
+            if self.frozen and isinstance(layer, Layer):
+                layer._saved = None  # its memory serves the next but one layer's result
         return x
 
     def backward(self, grad_out: Array) -> Array:
