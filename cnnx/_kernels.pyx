@@ -43,6 +43,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         void *y
         void *packed
         int64_t N, groups, M, C, H, W, rows, cols, sh, sw, YH, YW, oy, ox, ty, tx, taps, split
+        int pairs
         const int64_t *dh
         const int64_t *dw
         const int64_t *w_tap
@@ -355,9 +356,12 @@ cdef bint winograd_pays(const cnnx_conv *p, int64_t channels, int64_t tiles) noe
             and p.N * ((p.rows + 3) // 4) * ((p.cols + 3) // 4) >= tiles)
 
 
+cdef int HACK = int(os.environ.get("HACK", "0"))
 cdef bint direct_pays(const cnnx_conv *p) noexcept:
     """The choice between the direct path and the implicit matrix product, by shape."""
-    return p.C <= 4 or p.M <= 4
+    if HACK == 1: return True
+    if HACK == 2: return False
+    return p.C * p.taps <= 32 or p.M <= 4
 
 
 @cython.final
@@ -385,7 +389,7 @@ cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, 
     if (kept is not None and kept.packed is not None and kept.kernels == k and kept.pack == pack
             and memcmp(&kept.key, &key, sizeof(cnnx_conv)) == 0):
         return kept.packed
-    packed = take(<size_t>p.packed_size * (8 if k == tables[1] else 4))
+    packed = take(<size_t>p.packed_size * 8)
     p.packed = packed.data
     run(pack, p, p.groups * p.panels, 0, threads)
     if kept is not None:
@@ -421,7 +425,7 @@ cdef void describe(cnnx_conv *p, cnp.ndarray x, cnp.ndarray y, int64_t groups,
     p.oy = p.ox = 0
     p.ty = p.tx = 1
     p.sh, p.sw = stride
-    p.taps, p.split = n, 0
+    p.taps, p.split, p.pairs = n, 0, 0
     p.dh, p.dw, p.w_tap = taps, taps + n, taps + 2 * n
     for kh in range(KH):
         for kw in range(KW):
@@ -463,35 +467,31 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     cdef int64_t KH = weight.shape[2], KW = weight.shape[3], n = KH * KW
     cdef int64_t sh = stride[0], sw = stride[1], dil_h = dilation[0], dil_w = dilation[1]
     cdef int64_t top = pads[0], left = pads[2]
-    cdef int64_t H = grad_x.shape[2], W = grad_x.shape[3], ph, pw, phase, kh, kw, t, first
+    cdef int64_t H = grad_x.shape[2], W = grad_x.shape[3], ph, pw, kh, kw, t = 0
     cdef cnnx_conv p
     cdef _Block memory = take(3 * n * sizeof(int64_t))
     cdef int64_t *taps = <int64_t *>memory.data
-    cdef bint pairs = sw == 2 and W > 1 and grad_x.shape[1] // groups <= 4  # as the direct path has them
+    p.pairs = sw == 2 and W > 1
     for ph in range(min(sh, H)):
-        pw = 0
-        while pw < min(sw, W):
-            t, p.split = 0, 0
-            for phase in range(pw, 2 if pairs else pw + 1):
-                first = t
-                for kh in range(KH):
-                    for kw in range(KW):
-                        if (ph + top - kh * dil_h) % sh == 0 and (phase + left - kw * dil_w) % sw == 0:
-                            taps[t] = (ph + top - kh * dil_h) // sh
-                            taps[n + t] = (phase + left - kw * dil_w) // sw
-                            taps[2 * n + t] = kh * KW + kw
-                            t += 1
-                if phase > pw:
-                    if 0 < first < t:
-                        p.split = first
-                    else:
-                        t = first  # a phase without taps stays alone
+        for pw in range(min(sw, W)):
+            if pw == 0 or not p.pairs:
+                t = 0
+            p.split = t
+            for kh in range(KH):
+                for kw in range(KW):
+                    if (ph + top - kh * dil_h) % sh == 0 and (pw + left - kw * dil_w) % sw == 0:
+                        taps[t] = (ph + top - kh * dil_h) // sh
+                        taps[n + t] = (pw + left - kw * dil_w) // sw
+                        taps[2 * n + t] = kh * KW + kw
+                        t += 1
+            if p.pairs and pw == 0:
+                continue
             p.dh, p.dw, p.w_tap, p.taps = taps, taps + n, taps + 2 * n, t
             p.N, p.H, p.W = grad_out.shape[0], grad_out.shape[2], grad_out.shape[3]
             p.groups, p.C, p.M = groups, grad_out.shape[1] // groups, grad_x.shape[1] // groups
-            p.rows, p.cols = (H - ph + sh - 1) // sh, (W - pw + sw - 1) // sw
+            p.rows, p.cols = (H - ph + sh - 1) // sh, ((W + 1) // 2 if p.pairs else (W - pw + sw - 1) // sw)
             p.sh = p.sw = 1
-            p.YH, p.YW, p.oy, p.ox, p.ty, p.tx = H, W, ph, pw, sh, sw
+            p.YH, p.YW, p.oy, p.ox, p.ty, p.tx = H, W, ph, 0 if p.pairs else pw, sh, sw
             p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
             p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
             p.w_out = n
@@ -499,7 +499,6 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
             p.w_group = p.C * p.w_in
             p.activation = CNNX_NONE
             run_conv(table(grad_x), &p, None, weight)
-            pw += 2 if p.split else 1
 
 
 def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple pads, tuple dilation,

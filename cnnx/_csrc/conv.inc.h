@@ -1,11 +1,18 @@
 /* Convolution as an implicit matrix product, forward and input gradient: patches are packed a panel at a
  * time, never stored whole.
  *
- * For each block of KC of the depth and each panel of NR pixels, the
- * patches are packed (KC*NR floats: they stay in the first-level cache) and meet every panel of weights
- * (which stream from the second level). A tile of pixels may run over the end of a row or
- * of an image: then it goes through a small buffer. So 7x7 images fill the tiles too.
+ * A task is a block of pixels, numbered over the whole batch, and some panels of weights. For each block of the
+ * depth, the rows that the pixels read are copied with their zero border, the phases of a stride side by side
+ * (copy_strip). From there a panel of NR pixels is gathered in whole vectors (pack_strip: KC*NR numbers, which stay in the
+ * first level) and meets every panel of weights (which stream from the second level). Sums wait in
+ * scratch between blocks of the depth: the output is written once.
  */
+enum {
+    FN(BLOCK) = 256 / NR * NR,           /* pixels a task, at most */
+    FN(CHANNELS) = 256,                  /* output channels a task: their sums are a quarter of the second level */
+    FN(STRIP_MOST) = 512 * 1024 / sizeof(T),
+    FN(PHASES_MOST) = 32,                  /* column phases of a strip; wider strides gather each patch */
+};
 
 /* A dense 1x1 convolution sees each plane as one long row: no row ends inside a tile. */
 static void FN(flatten)(cnnx_conv *p)
@@ -16,6 +23,73 @@ static void FN(flatten)(cnnx_conv *p)
     p->H = p->rows = p->YH = 1;
 }
 
+/* Taps of a half of the problem: of the even and of the odd columns where the problem has both (`pairs`), else all. */
+static int64_t FN(taps_of)(const cnnx_conv *p, int half)
+{
+    return !p->pairs ? p->taps : half ? p->taps - p->split : p->split;
+}
+
+/* Depth that is multiplied at a time: whole channels where they fit, that no copy be made twice. */
+static int64_t FN(depth_block)(const cnnx_conv *p, int64_t taps)
+{
+    return taps && taps <= KC ? FN(share)(p->C, KC / taps) * taps : KC;
+}
+
+/* Where patches come from, and the size of the copy they are gathered from. */
+static void FN(conv_source)(cnnx_conv *p)
+{
+    int64_t bottom, right;
+    p->source = CNNX_PATCHES;
+    p->image_size = 0;
+    if (p->taps == 0) return;
+    FN(reach)(p, &bottom, &right);
+    if (p->taps == 1 && p->sh == 1 && p->sw == 1 && p->W == p->cols && p->H == p->rows && !p->top && !p->left) {
+        p->source = CNNX_PLANES;
+        return;
+    }
+    p->extent_h = (bottom - p->top) / p->sh;
+    p->phases_h = p->sh < bottom - p->top + 1 ? p->sh : bottom - p->top + 1;
+    p->phases_w = p->sw < right - p->left + 1 ? p->sw : right - p->left + 1;
+    p->image_width = p->cols + (right - p->left) / p->sw;
+    /* A block of pixels touches so many rows of so many images. */
+    const int64_t rows = (p->block + p->cols - 2) / p->cols + 1, images = (rows + p->rows - 2) / p->rows + 1;
+    int64_t channels = 1;
+    for (int half = 0; half <= p->pairs; half++) {
+        const int64_t taps = FN(taps_of)(p, half);
+        const int64_t touched = taps ? (FN(depth_block)(p, taps) + taps - 2) / taps + 1 : 0;
+        if (touched > channels) channels = touched;
+    }
+    const double size = (double)(rows + images * p->extent_h) * (double)p->image_width * (double)channels *
+                        (double)p->phases_h * (double)p->phases_w;
+    if (p->phases_w > FN(PHASES_MOST) || size > (double)FN(STRIP_MOST)) return;
+    p->source = CNNX_WINDOWS;
+    p->plane = (rows + images * p->extent_h) * p->image_width + VL; /* what the last row spoils */
+    p->image_size = (channels * p->phases_h * p->phases_w * p->plane + VL + 15) / 16 * 16;
+}
+
+/* Pixels and weights a task: the cut with the shortest longest thread. Packing a panel of pixels costs about as
+ * much as two tiles, and is repeated for each range of output channels. */
+static void FN(conv_cut)(cnnx_conv *p, int threads)
+{
+    const int64_t most = (p->panels * MR + FN(CHANNELS) - 1) / FN(CHANNELS);
+    double best = 0;
+    for (int64_t m_blocks = most; m_blocks <= p->panels && m_blocks <= most * threads; m_blocks *= 2) {
+        const int64_t m_block = (p->panels + m_blocks - 1) / m_blocks;
+        for (int64_t block = FN(BLOCK); block > 0; block -= NR) {
+            const int64_t tasks = p->groups * ((p->pixels + block - 1) / block) * m_blocks;
+            const double longest = (double)((tasks + threads - 1) / threads) * (double)(block * (m_block + 2));
+            if (best > 0 && longest >= best) continue;
+            best = longest;
+            p->block = block;
+            p->m_block = m_block;
+        }
+        if (threads == 1) break;
+    }
+    p->blocks = (p->pixels + p->block - 1) / p->block;
+    p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
+    p->tasks = p->groups * p->blocks * p->m_blocks;
+}
+
 static void FN(conv_plan)(cnnx_conv *p, int threads)
 {
     FN(flatten)(p);
@@ -23,83 +97,364 @@ static void FN(conv_plan)(cnnx_conv *p, int threads)
     p->depth = p->C * p->taps;
     p->panels = (p->M + MR - 1) / MR;
     p->packed_size = p->groups * p->panels * p->depth * MR;
-    /* 240 pixels keep one block of the output (M*240 floats) near the core between blocks of the
-     * depth; fewer where that would leave threads without work. */
-    const int64_t wanted = 4 * threads;
-    int64_t block = (240 + NR - 1) / NR * NR;
-    while (block > 2 * NR && p->groups * ((p->pixels + block - 1) / block) < wanted) block -= NR;
-    p->block = block;
-    p->blocks = (p->pixels + block - 1) / block;
-    /* Splitting output channels packs the same patches again: only when pixels do not suffice. */
-    int64_t split = 1;
-    if (threads > 1 && p->groups * p->blocks < threads)
-        split = (wanted + p->groups * p->blocks - 1) / (p->groups * p->blocks);
-    if (split > p->panels) split = p->panels;
-    p->m_block = (p->panels + split - 1) / split;
-    p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
-    p->tasks = p->groups * p->blocks * p->m_blocks;
-    p->scratch = ((size_t)KC * NR + (size_t)MR * NR) * sizeof(T);
+    p->halves = p->pairs;
+    FN(conv_cut)(p, threads);
+    FN(conv_source)(p);
+    p->waits = p->pairs || p->depth > FN(depth_block)(p, p->taps);
+    const int64_t sums = p->waits ? (1 + p->pairs) * (p->block / NR) * p->m_block : 1;
+    p->scratch = (size_t)(KC * NR + VL + sums * MR * NR + p->image_size) * sizeof(T) +
+                 (size_t)(p->taps + KC) * sizeof(int64_t);
 }
 
-/* Places a finished tile buffer (MR, NR) at pixels q0 .. q1-1 of channels m .. m+mr-1. */
-static void FN(scatter_tile)(const cnnx_conv *p, int64_t g, int64_t m, int64_t mr, int64_t q0,
-                             int64_t q1, const T *tile, int first, int last)
+/* The images and rows of a task's pixels q0 .. q1-1. In the strip the rows of the first image come first, from
+ * its row `first_row` on. */
+typedef struct {
+    int64_t first_image, first_row, last_image, last_row;
+} FN(span);
+
+static FN(span) FN(span_of)(const cnnx_conv *p, int64_t q0, int64_t q1)
+{
+    const int64_t area = p->rows * p->cols;
+    const FN(span) s = {q0 / area, q0 % area / p->cols, (q1 - 1) / area, (q1 - 1) % area / p->cols};
+    return s;
+}
+
+/* Where row i of image n begins in the strip. */
+static inline int64_t FN(strip_row)(const cnnx_conv *p, const FN(span) *s, int64_t n, int64_t i)
+{
+    if (n == s->first_image) return i - s->first_row;
+    return (n - s->first_image) * (p->rows + p->extent_h) - s->first_row + i;
+}
+
+/* Rows in whole vectors: up to VL-1 numbers past the end are spoilt (and, by copy_loose, read). */
+static ALWAYS_INLINE void FN(copy_loose)(const T *restrict from, int64_t n, T *restrict to)
+{
+    for (int64_t j = 0; j < n; j += VL) {
+        *(VU *)(to + j) = *(const VU *)(from + j);
+        PREVENT_MEMCPY;
+    }
+}
+
+static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
+{
+    for (int64_t j = 0; j < n; j += VL) {
+        *(VU *)(to + j) = (VU){0};
+        PREVENT_MEMCPY;
+    }
+}
+
+/* A row of stride P into its P phases, columns lo[b] .. hi[b]-1 of them inside the image; `from` is column 0 of the
+ * first. log2(P) rounds of dealing even and odd numbers apart; nothing is read from `end` on. */
+static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t *lo, const int64_t *hi, const T *end,
+                                       T *to, int64_t plane)
+{
+    int64_t first = lo[0], last = hi[0]; /* columns that all phases have */
+    for (int b = 1; b < P; b++) {
+        if (lo[b] > first) first = lo[b];
+        if (hi[b] < last) last = hi[b];
+    }
+    if (last < first) last = first;
+    int64_t j = first;
+#if defined(SHUFFLE)
+    for (; j < last && end - (from + P * j) >= P * VL; j += VL) {
+        V a[4], d[4];
+        UNROLL for (int b = 0; b < P; b++) a[b] = *(const VU *)(from + P * j + b * VL);
+        UNROLL for (int round = 1; round < P; round *= 2) {
+            UNROLL for (int b = 0; b < P / 2; b++) {
+                d[b] = __builtin_shufflevector(a[2 * b], a[2 * b + 1], EVEN);
+                d[b + P / 2] = __builtin_shufflevector(a[2 * b], a[2 * b + 1], ODD);
+            }
+            UNROLL for (int b = 0; b < P; b++) a[b] = d[b];
+        }
+        UNROLL for (int b = 0; b < P; b++) *(VU *)(to + b * plane + j) = a[b];
+    }
+#endif
+    if (j > last) j = last;
+    for (int b = 0; b < P; b++) {
+        for (int64_t i = lo[b]; i < first && i < hi[b]; i++) to[b * plane + i] = from[P * i + b];
+        for (int64_t i = j; i < hi[b]; i++) to[b * plane + i] = from[P * i + b];
+    }
+}
+
+/* Channels c0 .. c1-1 of the rows that the span reads: strip[c][row phase][column phase][row][column]. Each row
+ * spoils VL numbers behind it, which the next one covers, or which are nobody's. */
+static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *p, int64_t g, const FN(span) *s,
+                                           int64_t c0, int64_t c1, T *restrict strip)
+{
+    const int64_t width = p->image_width, phases = p->phases_w, plane = p->plane, H = p->H, W = p->W, sw = p->sw;
+    const int64_t phases_h = p->phases_h, left = p->left;
+    const T *end = (const T *)p->x + p->N * p->groups * p->C * H * W;
+    int64_t lo[FN(PHASES_MOST)], hi[FN(PHASES_MOST)]; /* columns of a phase inside the image */
+    for (int64_t b = 0; b < phases; b++) {
+        lo[b] = left + b < 0 ? (-left - b + sw - 1) / sw : 0;
+        hi[b] = left + b < W ? (W - left - b + sw - 1) / sw : 0;
+        if (hi[b] > width) hi[b] = width;
+        if (lo[b] > hi[b]) lo[b] = hi[b];
+    }
+    for (int64_t c = c0; c < c1; c++)
+        for (int64_t n = s->first_image; n <= s->last_image; n++) {
+            const int64_t i0 = n == s->first_image ? s->first_row : 0;
+            const int64_t i1 = (n == s->last_image ? s->last_row + 1 : p->rows) + p->extent_h;
+            const T *image = (const T *)p->x + ((n * p->groups + g) * p->C + c) * H * W;
+            T *to = strip + (c - c0) * phases_h * phases * plane + FN(strip_row)(p, s, n, i0) * width;
+            for (int64_t i = i0; i < i1; i++, to += width)
+                for (int64_t a = 0; a < phases_h; a++) {
+                    const int64_t h = i * p->sh + a + p->top;
+                    const T *x = image + h * W + left;
+                    T *row = to + a * phases * plane;
+                    const int inside = h >= 0 && h < H;
+                    for (int64_t b = 0; b < phases; b++)
+                        FN(fill_loose)(inside ? lo[b] : width, row + b * plane);
+                    if (!inside) continue;
+                    /* The next channel's row: a plane away, where no prefetcher looks. */
+                    for (int64_t j = 0; j < W; j += 64 / (int64_t)sizeof(T)) PREFETCH(x + H * W + j);
+                    if (step > 1)
+                        FN(deal_row)((int)step, x, lo, hi, end, row, plane);
+                    else if (step == 1 && end - (x + hi[0]) >= VL)
+                        FN(copy_loose)(x + lo[0], hi[0] - lo[0], row + lo[0]);
+                    else
+                        for (int64_t b = 0; b < phases; b++)
+                            FN(copy_every)(x + b + lo[b] * sw, sw, hi[b] - lo[b], row + b * plane + lo[b]);
+                    for (int64_t b = 0; b < phases; b++)
+                        FN(fill_loose)(width - hi[b], row + b * plane + hi[b]);
+                }
+        }
+}
+
+static NOINLINE void FN(copy_strip)(const cnnx_conv *p, int64_t g, const FN(span) *s, int64_t c0, int64_t c1, T *strip)
+{
+    if (p->sw == 1)
+        FN(copy_rows_of)(1, p, g, s, c0, c1, strip);
+    else if (p->sw == 2 && p->phases_w == 2)
+        FN(copy_rows_of)(2, p, g, s, c0, c1, strip);
+    else if (p->sw == 4 && p->phases_w == 4)
+        FN(copy_rows_of)(4, p, g, s, c0, c1, strip);
+    else
+        FN(copy_rows_of)(0, p, g, s, c0, c1, strip);
+}
+
+/* Copies of one vector each that bring the pixels of a panel together: from `at` in the strip or in x, to column
+ * `to`. What a copy brings too much, the next one covers, or the next row of the panel. */
+typedef struct {
+    int64_t at, to;
+} FN(move);
+
+static int FN(find_moves)(const cnnx_conv *p, const FN(span) *s, int64_t q0, int64_t q1, FN(move) *moves)
+{
+    int count = 0;
+    for (int64_t q = q0; q < q1;) {
+        const FN(run) r = FN(run_at)(p, q, q1);
+        const int64_t at = p->source == CNNX_PLANES ? (r.n * p->groups * p->C * p->H + r.i) * p->W + r.j
+                                                    : FN(strip_row)(p, s, r.n, r.i) * p->image_width + r.j;
+        for (int64_t j = 0; j < r.len; j += VL) {
+            moves[count].at = at + j;
+            moves[count++].to = q - q0 + j;
+        }
+        q += r.len;
+    }
+    return count;
+}
+
+/* A panel of patches: out[k*NR + j], pixels by the moves, k by its offset; VL numbers past the end are spoilt. Rows of
+ * a plane lie far apart: no prefetcher foresees the next panel's. */
+static ALWAYS_INLINE void FN(gather)(const T *from, const int64_t *offset, int64_t kc, const FN(move) *moves,
+                                     const int count, const int ahead, T *restrict out)
+{
+    for (int64_t k = 0; k < kc; k++, out += NR) {
+        const T *row = from + offset[k];
+        UNROLL for (int m = 0; m < count; m++) *(VU *)(out + moves[m].to) = *(const VU *)(row + moves[m].at);
+        if (ahead)
+            for (int j = 0; j < NR; j += 64 / (int)sizeof(T)) PREFETCH(row + moves[count - 1].at + VL + j);
+    }
+}
+
+static NOINLINE void FN(pack_strip)(const T *from, const int64_t *offset, int64_t kc, const FN(move) *moves, int count,
+                                    int ahead, T *restrict out)
+{
+    FN(move) local[4];
+    memcpy(local, moves, sizeof local);
+    switch (count) {
+    case 1: FN(gather)(from, offset, kc, local, 1, 0, out); break;
+    case 2: ahead ? FN(gather)(from, offset, kc, local, 2, 1, out) : FN(gather)(from, offset, kc, local, 2, 0, out); break;
+    case 3: ahead ? FN(gather)(from, offset, kc, local, 3, 1, out) : FN(gather)(from, offset, kc, local, 3, 0, out); break;
+    case 4: ahead ? FN(gather)(from, offset, kc, local, 4, 1, out) : FN(gather)(from, offset, kc, local, 4, 0, out); break;
+    default: FN(gather)(from, offset, kc, moves, count, 0, out);
+    }
+}
+
+/* Places finished sums (MR, NR), which it spoils, at pixels q0 .. q1-1 of channels m .. m+mr-1. */
+static NOINLINE void FN(place_tile)(const cnnx_conv *p, int64_t g, int64_t m, int64_t mr, int64_t q0, int64_t q1, T *tile)
+{
+    const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
+    const int64_t plane = p->YH * p->YW;
+    if (bias || p->activation)
+        for (int64_t i = 0; i < mr; i++)
+            for (int64_t j = 0; j < NR; j += VL) {
+                V *v = (V *)(tile + i * NR + j);
+                *v = FN(fused)(*v + (bias ? bias[i] : 0), p->activation);
+            }
+    for (int64_t q = q0; q < q1;) {
+        const FN(run) r = FN(run_at)(p, q, q1);
+        T *y = (T *)p->y + ((r.n * p->groups + g) * p->M + m) * plane + (p->oy + r.i * p->ty) * p->YW +
+               p->ox + r.j * p->tx;
+        const T *from = tile + (q - q0);
+        for (int64_t i = 0; i < mr; i++, y += plane, from += NR) {
+            if (p->tx == 1)
+                FN(copy)(from, r.len, y);
+            else
+                for (int64_t j = 0; j < r.len; j++) y[j * p->tx] = from[j];
+        }
+        q += r.len;
+    }
+}
+
+/* Panels of pixels that are packed before the weights go over them. */
+static int64_t FN(group_of)(int64_t kc)
+{
+    return kc * 2 > KC ? 1 : kc ? KC / kc : FN(BLOCK) / NR;
+}
+
+/* Both halves at once, even and odd columns interleaved. */
+static NOINLINE void FN(place_pairs)(const cnnx_conv *p, int64_t g, int64_t m, int64_t mr, int64_t q0, int64_t q1,
+                                     const T *even, const T *odd)
 {
     const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
     const int64_t plane = p->YH * p->YW;
     for (int64_t q = q0; q < q1;) {
         const FN(run) r = FN(run_at)(p, q, q1);
-        T *y = (T *)p->y + ((r.n * p->groups + g) * p->M + m) * plane + (p->oy + r.i * p->ty) * p->YW +
-               p->ox + r.j * p->tx;
+        T *y = (T *)p->y + ((r.n * p->groups + g) * p->M + m) * plane + (p->oy + r.i * p->ty) * p->YW + 2 * r.j;
+        const int64_t count = p->YW - 2 * r.j < 2 * r.len ? p->YW - 2 * r.j : 2 * r.len;
         for (int64_t i = 0; i < mr; i++, y += plane)
-            for (int64_t j = 0; j < r.len; j++) {
-                T v = tile[i * NR + (q - q0) + j];
-                T *to = y + j * p->tx;
-                if (!first) v += *to;
-                else if (bias) v += bias[i];
-                *to = last ? FN(activate)(v, p->activation) : v;
+            for (int64_t j = 0; j < r.len; j += VL) {
+                const int64_t at = i * NR + (q - q0) + j;
+                const T b = bias ? bias[i] : 0;
+                T row[2 * VL];
+                const int whole = count - 2 * j >= 2 * VL;
+                FN(interleave)(*(const VU *)(even + at) + b, *(const VU *)(odd + at) + b, whole ? y + 2 * j : row);
+                if (!whole) FN(copy)(row, count - 2 * j, y + 2 * j);
             }
         q += r.len;
     }
 }
 
-static void FN(conv)(const void *problem, int64_t task, void *scratch)
+/* Everything that the steps of a task share. */
+typedef struct {
+    const cnnx_conv *p;
+    int64_t g, begin, end, first_panel, last_panel;
+    FN(span) span;
+    T *panel, *sums, *strip; /* sums wait here: (half, panel of pixels, panel of weights, MR, NR) */
+    int64_t *tap, *offset;
+} FN(job);
+
+/* Patches of pixels q0 .. q1-1 at depth k0 .. k0+kc-1. */
+static void FN(pack_pixels)(const FN(job) *o, const cnnx_conv *p, int64_t q0, int64_t q1, int64_t k0, int64_t kc, const T *source, T *to)
 {
-    const cnnx_conv *p = problem;
-    T *panel = scratch, *tile = panel + KC * NR;
-    const int64_t mb = task % p->m_blocks, b = task / p->m_blocks % p->blocks,
-                  g = task / p->m_blocks / p->blocks;
-    const int64_t begin = b * p->block, plane = p->rows * p->cols;
-    const int64_t end = begin + p->block < p->pixels ? begin + p->block : p->pixels;
-    const int64_t first_panel = mb * p->m_block;
-    const int64_t last_panel =
-        first_panel + p->m_block < p->panels ? first_panel + p->m_block : p->panels;
+    FN(move) moves[NR + NV + 4]; /* pack_strip reads four at least */
+    int count = 0;
+    if (p->source != CNNX_PATCHES) {
+        const T *end = (const T *)p->x + p->N * p->groups * p->C * p->H * p->W;
+        count = FN(find_moves)(p, &o->span, q0, q1, moves);
+        if (p->source == CNNX_PLANES && end - (source + o->offset[kc - 1] + moves[count - 1].at) < VL)
+            count = 0; /* a vector would reach past the end of x */
+    }
+    if (count) {
+        if (q1 - q0 < NR) memset(to, 0, (size_t)(kc * NR) * sizeof(T));
+        FN(pack_strip)(source, o->offset, kc, moves, count, p->source == CNNX_PLANES, to);
+    } else {
+        FN(pack_patches)(p, o->g, q0, q1, NR, k0, k0 + kc, to, NR);
+    }
+}
+
+/* The products of one half, into the output where nothing has to wait. */
+static void FN(conv_half)(const FN(job) *o, int half)
+{
+    cnnx_conv q = *o->p; /* with the taps of this half */
+    const cnnx_conv *p = &q;
+    const int64_t first_tap = half ? q.split : 0, area = p->rows * p->cols, plane = p->H * p->W;
+    q.taps = FN(taps_of)(o->p, half);
+    q.dh += first_tap;
+    q.dw += first_tap;
+    const int64_t depth = p->C * p->taps, k_block = FN(depth_block)(p, p->taps), m_count = o->last_panel - o->first_panel;
     const int flat = p->ty == 1 && p->tx == 1 && p->YH == p->rows && p->YW == p->cols;
-    const T *packed = (const T *)p->packed + g * p->panels * p->depth * MR;
+    const int64_t panel_size = p->depth * MR; /* of weights, both halves */
+    const T *packed = (const T *)p->packed + o->g * p->panels * panel_size + (half ? p->C * q.split * MR : 0);
+    T *sums = o->sums + (half ? p->block / NR * p->m_block * MR * NR : 0);
+    const int64_t stride = p->source == CNNX_WINDOWS ? p->phases_h * p->phases_w * p->plane : plane;
 
     int64_t k0 = 0;
     do { /* once even when the depth is 0: a phase that no tap reaches is all bias */
-        const int64_t kc = p->depth - k0 < KC ? p->depth - k0 : KC;
-        const int first = k0 == 0, last = k0 + kc == p->depth;
-        for (int64_t q0 = begin; q0 < end; q0 += NR) {
-            const int64_t q1 = q0 + NR < end ? q0 + NR : end;
-            const int64_t n = q0 / plane;
-            /* All NR pixels of one image, and that image dense: the tile is stored directly. */
-            const int whole = flat && q1 - q0 == NR && (q1 - 1) / plane == n;
-            FN(pack_patches)(p, g, q0, q1, NR, k0, k0 + kc, panel, NR);
-            for (int64_t s = first_panel; s < last_panel; s++) {
-                const int64_t m = s * MR, mr = p->M - m < MR ? p->M - m : MR;
-                const T *a = packed + (s * p->depth + k0) * MR;
-                if (whole && mr == MR) {
-                    T *y = (T *)p->y + ((n * p->groups + g) * p->M + m) * plane + q0 % plane;
-                    const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
-                    FN(gemm_full)(kc, a, panel, y, plane, bias, first, last, p->activation);
-                } else {
-                    FN(gemm_edge)(kc, a, panel, tile);
-                    FN(scatter_tile)(p, g, m, mr, q0, q1, tile, first, last);
+        const int64_t kc = depth - k0 < k_block ? depth - k0 : k_block;
+        const int first = k0 == 0, last = k0 + kc == depth;
+        const T *source = o->strip;
+        if (p->source != CNNX_PATCHES && kc) {
+            int64_t c = k0 / p->taps, t = k0 % p->taps, c0 = c;
+            for (int64_t k = 0; k < kc; k++) {
+                o->offset[k] = (c - c0) * stride + o->tap[first_tap + t];
+                if (++t == p->taps) t = 0, c++;
+            }
+            if (p->source == CNNX_WINDOWS)
+                FN(copy_strip)(p, o->g, &o->span, c0, t ? c + 1 : c, o->strip);
+            else
+                source = (const T *)p->x + (o->g * p->C + c0) * plane;
+        }
+        /* As many panels as the first level holds: a short depth then writes long rows of the output. */
+        const int64_t group = FN(group_of)(kc) * NR;
+        for (int64_t q0 = o->begin; q0 < o->end; q0 += group) {
+            const int64_t q1 = q0 + group < o->end ? q0 + group : o->end;
+            for (int64_t at = q0; at < q1 && kc; at += NR)
+                FN(pack_pixels)(o, p, at, at + NR < q1 ? at + NR : q1, k0, kc, source, o->panel + (at - q0) * kc);
+            for (int64_t s = 0; s < m_count; s++) {
+                const int64_t m = (o->first_panel + s) * MR, mr = p->M - m < MR ? p->M - m : MR;
+                const T *a = packed + (o->first_panel + s) * panel_size + k0 * MR;
+                const T *bias = p->bias ? (const T *)p->bias + o->g * p->M + m : NULL;
+                int64_t n = q0 / area, pixel = q0 % area; /* of an image */
+                for (int64_t at = q0; at < q1; at += NR, pixel += NR) {
+                    while (pixel >= area) pixel -= area, n++;
+                    const int64_t to = at + NR < q1 ? at + NR : q1;
+                    const T *b = o->panel + (at - q0) * kc;
+                    /* All NR pixels of one image, and that image dense: the tile is stored directly. */
+                    if (!p->waits && flat && to - at == NR && pixel + NR <= area && mr == MR) {
+                        T *y = (T *)p->y + ((n * p->groups + o->g) * p->M + m) * area + pixel;
+                        FN(gemm_full)(kc, a, b, y, area, bias, 1, 1, p->activation);
+                        continue;
+                    }
+                    T *tile = sums;
+                    if (p->waits) tile += ((at - o->begin) / NR * m_count + s) * MR * NR;
+                    FN(gemm_full)(kc, a, b, tile, NR, NULL, first, 0, CNNX_NONE);
+                    if (last && !p->pairs) FN(place_tile)(p, o->g, m, mr, at, to, tile);
                 }
             }
         }
         k0 += kc;
-    } while (k0 < p->depth);
+    } while (k0 < depth);
+}
+
+static void FN(conv)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_conv *p = problem;
+    const int64_t mb = task % p->m_blocks, b = task / p->m_blocks % p->blocks;
+    const int64_t waiting = p->block / NR * p->m_block * MR * NR;
+    FN(job) o = {.p = p, .g = task / p->m_blocks / p->blocks, .begin = b * p->block, .first_panel = mb * p->m_block};
+    o.end = o.begin + p->block < p->pixels ? o.begin + p->block : p->pixels;
+    o.last_panel = o.first_panel + p->m_block < p->panels ? o.first_panel + p->m_block : p->panels;
+    o.span = FN(span_of)(p, o.begin, o.end);
+    o.panel = scratch;
+    o.sums = o.panel + KC * NR + VL;
+    o.strip = o.sums + (p->waits ? (1 + p->pairs) * waiting : MR * NR);
+    o.tap = (int64_t *)(o.strip + p->image_size);
+    o.offset = o.tap + p->taps;
+    for (int64_t t = 0; t < p->taps; t++) {
+        const int64_t h = p->dh[t] - p->top, w = p->dw[t] - p->left;
+        o.tap[t] = p->source != CNNX_WINDOWS ? 0
+                                             : (h % p->sh * p->phases_w + w % p->sw) * p->plane +
+                                                   h / p->sh * p->image_width + w / p->sw;
+    }
+    FN(conv_half)(&o, 0);
+    if (!p->pairs) return;
+    FN(conv_half)(&o, 1);
+    const T *even = o.sums;
+    for (int64_t at = o.begin; at < o.end; at += NR)
+        for (int64_t s = o.first_panel; s < o.last_panel; s++, even += MR * NR)
+            FN(place_pairs)(p, o.g, s * MR, p->M - s * MR < MR ? p->M - s * MR : MR, at,
+                            at + NR < o.end ? at + NR : o.end, even, even + waiting);
 }

@@ -13,7 +13,7 @@ enum { FN(STRIP) = 20 * 1024 / sizeof(T) }; /* of the first level's 32 KiB */
 
 static int FN(direct_plan)(cnnx_conv *p)
 {
-    if (p->taps == 0) return 0;
+    if (p->taps == 0 || (p->pairs && p->M > 4)) return 0;
     int64_t bottom, right;
     FN(reach)(p, &bottom, &right);
     const int64_t extent_h = p->extent_h = (bottom - p->top) / p->sh, extent_w = (right - p->left) / p->sw;
@@ -34,6 +34,7 @@ static int FN(direct_plan)(cnnx_conv *p)
     p->tile_rows = (block > 4 ? block : 4) + extent_h; /* rows of a plane of the copy: four for any tile */
     p->plane = p->tile_rows * p->image_width + VL; /* room for the last row's last vector */
     p->image_size = (p->C * p->phases_h * p->phases_w * p->plane + 15) / 16 * 16;
+    p->halves = 0;
     p->shared_rows = FN(is_depthwise)(p);
     /* Enough small planes in a task to be worth its preparations. */
     p->m_block = 4096 / (block * p->cols * p->C) + 1;
@@ -285,7 +286,7 @@ static void FN(direct_image)(const cnnx_conv *p, int64_t image, int64_t i0, int6
         T *y = (T *)p->y + (image * p->M + m) * area + (p->oy + i0 * p->ty) * p->YW + p->ox;
         if (p->shared_rows)
             FN(depthwise)(p, w, bias ? *bias : 0, rows, strip, y);
-        else if (p->split)
+        else if (p->pairs)
             FN(pair_panel)(p, w, offset, bias, rows, strip, y);
         else
             FN(direct_panel)(p, w, offset, bias, mr, rows, strip, y);

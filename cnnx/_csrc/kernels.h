@@ -38,7 +38,9 @@ typedef struct {
     int64_t rows, cols, sh, sw;
     int64_t YH, YW, oy, ox, ty, tx;
     int64_t taps;
-    int64_t split; /* not 0: two phases of columns, tx = 2 apart, the even one with the taps below split */
+    /* pairs: two phases of columns, tx = 2 apart, the even one with the taps below split. */
+    int pairs;
+    int64_t split;
     const int64_t *dh, *dw, *w_tap;
     int64_t w_group, w_out, w_in;
     int activation;
@@ -46,6 +48,9 @@ typedef struct {
     int64_t pixels, depth, panels; /* panels of MR output channels in a group */
     int64_t block, blocks;         /* pixels a task, tasks along pixels */
     int64_t m_block, m_blocks;     /* panels a task, tasks along output channels */
+    int waits;                     /* sums wait in scratch for another block of the depth */
+    int halves;                    /* packed weights of the even columns come before those of the odd */
+    int source;                    /* where a panel's pixels come from, one of the enum below */
     int64_t packed_size, tasks;
     size_t scratch;
     /* set by winograd_plan, where pixels and block count tiles: the kernel's first row and column, its

@@ -25,6 +25,27 @@
 #endif
 #endif
 
+/* MR rows of VL numbers that follow each other at `ld` become VL columns of MR: to[k*MR + i] = from[i*ld + k].
+ * log2(MR) rounds of a perfect shuffle: row i is dealt together with row i + MR/2. */
+static ALWAYS_INLINE void FN(transpose_panel)(const T *restrict from, int64_t ld, T *restrict to)
+{
+#if defined(SHUFFLE)
+    V a[MR], b[MR];
+    UNROLL for (int i = 0; i < MR; i++) a[i] = *(const VU *)(from + i * ld);
+    UNROLL for (int round = 1; round < MR; round *= 2) {
+        UNROLL for (int i = 0; i < MR / 2; i++) {
+            b[2 * i] = __builtin_shufflevector(a[i], a[i + MR / 2], LOW);
+            b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + MR / 2], HIGH);
+        }
+        UNROLL for (int i = 0; i < MR; i++) a[i] = b[i];
+    }
+    UNROLL for (int i = 0; i < MR; i++) *(VU *)(to + i * VL) = a[i];
+#else
+    for (int k = 0; k < VL; k++)
+        for (int i = 0; i < MR; i++) to[k * MR + i] = from[i * ld + k];
+#endif
+}
+
 /* Weights into panels of MR output channels: packed[g][panel][k][i], contract in kernels.h. */
 static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
 {
@@ -34,12 +55,19 @@ static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
     const int64_t m0 = panel * MR, mr = p->M - m0 < MR ? p->M - m0 : MR;
     const T *w = (const T *)p->weight + g * p->w_group + m0 * p->w_out;
     T *out = (T *)p->packed + task * p->depth * MR;
-    for (int64_t c = 0; c < p->C; c++)
-        for (int64_t t = 0; t < p->taps; t++, out += MR) {
-            const T *from = w + c * p->w_in + p->w_tap[t];
-            for (int64_t i = 0; i < mr; i++) out[i] = from[i * p->w_out];
-            for (int64_t i = mr; i < MR; i++) out[i] = 0;
-        }
+    int dense = mr == MR && !p->halves && p->w_in == p->taps; /* the forward's weights lie in the order of the depth */
+    for (int64_t t = 0; t < p->taps; t++) dense &= p->w_tap[t] == t;
+    int64_t k = 0;
+    if (dense)
+        for (; k + VL <= p->depth; k += VL) FN(transpose_panel)(w + k, p->w_out, out + k * MR);
+    const int64_t even = p->halves ? p->C * p->split : p->depth, odd_taps = p->taps - p->split;
+    const int64_t taps = p->halves ? p->split : p->taps;
+    for (; k < p->depth; k++) {
+        const int64_t l = k - even, c = l < 0 ? k / taps : l / odd_taps;
+        const T *from = w + c * p->w_in + p->w_tap[l < 0 ? k % taps : p->split + l % odd_taps];
+        for (int64_t i = 0; i < mr; i++) out[k * MR + i] = from[i * p->w_out];
+        for (int64_t i = mr; i < MR; i++) out[k * MR + i] = 0;
+    }
 }
 
 /* How far the taps reach: top, left into the problem, the last row and column into bottom, right. */

@@ -201,7 +201,7 @@ static void FN(winograd_weights)(const void *problem, int64_t task, void *scratc
 }
 
 /* Rows of one image that tiles of rows r0 .. r1-1 read, with their zero border. */
-static void FN(copy_strip)(const cnnx_conv *p, const float *x, int64_t r0, int64_t r1, float *to)
+static void FN(copy_tiles)(const cnnx_conv *p, const float *x, int64_t r0, int64_t r1, float *to)
 {
     const int64_t width = p->image_width;
     const int64_t lo = p->left < 0 ? -p->left : 0;               /* columns lo .. hi-1 are inside */
@@ -234,7 +234,7 @@ FN(winograd_planes)(const cnnx_conv *p, const int grad, int64_t g, int64_t c0, i
             if (last > per_image) last = per_image;
             const int64_t r0 = first / p->tile_cols, r1 = (last + p->tile_cols - 1) / p->tile_cols;
             const float *x = (const float *)p->x + ((n * p->groups + g) * p->C + c) * p->H * p->W;
-            FN(copy_strip)(p, x, r0, r1, strip);
+            FN(copy_tiles)(p, x, r0, r1, strip);
             if (c == c0)
                 for (int64_t t = first; t < last; t++)
                     at[q - q0 + t - first] = (strip - image) + 4 * (t / p->tile_cols - r0) * p->image_width +
