@@ -5,31 +5,31 @@
  * channel of usual size stays in the second level from its statistics to its result. Sums run in
  * vectors over a block and then in double: float32 statistics of millions of pixels keep all their digits.
  */
-enum { FN(BLOCK) = 4096 };
+enum { FN(NORM_BLOCK) = 4096 };
 
 /* A channel's numbers: `rows` rows of `width`, `step` apart. One row an image. */
 typedef struct {
     int64_t rows, width, step;
-} FN(rows);
+} FN(norm_rows);
 
-static inline FN(rows) FN(channel)(const cnnx_norm *p)
+static inline FN(norm_rows) FN(norm_channel)(const cnnx_norm *p)
 {
-    return (FN(rows)){p->N, p->area, p->C * p->area};
+    return (FN(norm_rows)){p->N, p->area, p->C * p->area};
 }
 
 /* The part of a channel from row r and place q on that makes up a block; of whole rows, where they are short. */
-static inline FN(rows) FN(block)(FN(rows) all, int64_t r, int64_t q)
+static inline FN(norm_rows) FN(norm_block)(FN(norm_rows) all, int64_t r, int64_t q)
 {
-    FN(rows) b = {1, all.width - q, all.step};
-    if (b.width > FN(BLOCK)) b.width = FN(BLOCK);
-    if (all.width < FN(BLOCK)) b.rows = FN(BLOCK) / all.width;
+    FN(norm_rows) b = {1, all.width - q, all.step};
+    if (b.width > FN(NORM_BLOCK)) b.width = FN(NORM_BLOCK);
+    if (all.width < FN(NORM_BLOCK)) b.rows = FN(NORM_BLOCK) / all.width;
     if (b.rows > all.rows - r) b.rows = all.rows - r;
     return b;
 }
 
 /* A block with rows shorter than a vector is brought together as one row in `flat`, and zeros up to the next
  * full vector: 2x2 images are four times as fast so. */
-static inline FN(rows) FN(gather)(const T **from, FN(rows) b, T *flat)
+static inline FN(norm_rows) FN(bring)(const T **from, FN(norm_rows) b, T *flat)
 {
     if (b.width >= VL) return b;
     int64_t n = 0;
@@ -37,17 +37,17 @@ static inline FN(rows) FN(gather)(const T **from, FN(rows) b, T *flat)
         for (int64_t q = 0; q < b.width; q++) flat[n++] = (*from)[r * b.step + q];
     for (int64_t q = n; q % VL; q++) flat[q] = 0;
     *from = flat;
-    return (FN(rows)){1, n, n};
+    return (FN(norm_rows)){1, n, n};
 }
 
-static inline void FN(spread)(const T *from, FN(rows) b, T *to)
+static inline void FN(put_back)(const T *from, FN(norm_rows) b, T *to)
 {
     for (int64_t r = 0; r < b.rows; r++, to += b.step)
         for (int64_t q = 0; q < b.width; q++) to[q] = *from++;
 }
 
 /* The first n < VL numbers, and `fill` in the other lanes. */
-static inline V FN(part)(const T *a, int64_t n, T fill)
+static inline V FN(row_start)(const T *a, int64_t n, T fill)
 {
     T lane[VL];
     for (int64_t l = 0; l < VL; l++) lane[l] = l < n ? a[l] : fill;
@@ -69,17 +69,17 @@ static inline V FN(lanes_from)(V v, int64_t first)
 /* What a channel's numbers go through: z = (x - mean) * scale + shift, then the activation. */
 typedef struct {
     T mean, scale, shift;
-} FN(line);
+} FN(norm_line);
 
-static inline FN(line) FN(line_of)(const cnnx_norm *p, int64_t c)
+static inline FN(norm_line) FN(norm_line_of)(const cnnx_norm *p, int64_t c)
 {
     const double inverse = 1 / sqrt((double)((const T *)p->var)[c] + p->eps);
     const T scale = p->weight ? ((const T *)p->weight)[c] * (T)inverse : (T)inverse;
-    return (FN(line)){((const T *)p->mean)[c], scale, p->bias ? ((const T *)p->bias)[c] : 0};
+    return (FN(norm_line)){((const T *)p->mean)[c], scale, p->bias ? ((const T *)p->bias)[c] : 0};
 }
 
 /* The gradient by z: the output's, where the activation lets it through. */
-static ALWAYS_INLINE V FN(masked)(V x, V g, FN(line) line, const int kind)
+static ALWAYS_INLINE V FN(by_z)(V x, V g, FN(norm_line) line, const int kind)
 {
     if (kind == CNNX_NONE) return g;
     return g * FN(slope_vector)((x - line.mean) * line.scale + line.shift, kind, 0);
@@ -87,14 +87,14 @@ static ALWAYS_INLINE V FN(masked)(V x, V g, FN(line) line, const int kind)
 
 /* sums[0] = sum of u, sums[1] = sum of u*v over a block, with v = x - mean, and u = v, or without a null g the
  * gradient by z. */
-static ALWAYS_INLINE void FN(sums)(const T *x, const T *g, FN(rows) b, FN(line) line, const int kind,
-                                   double sums[2])
+static ALWAYS_INLINE void
+FN(norm_sums)(const T *x, const T *g, FN(norm_rows) b, FN(norm_line) line, const int kind, double sums[2])
 {
     V u[4] = {{0}}, uv[4] = {{0}};
 #define ADD(l, x_vector, g_vector, keep)                                                               \
     {                                                                                                  \
         const V a = x_vector, v = keep(a - line.mean);                                                 \
-        const V w = g ? keep(FN(masked)(a, g_vector, line, kind)) : v;                                 \
+        const V w = g ? keep(FN(by_z)(a, g_vector, line, kind)) : v;                                 \
         u[l] += w;                                                                                     \
         uv[l] += w * v;                                                                                \
     }
@@ -111,7 +111,7 @@ static ALWAYS_INLINE void FN(sums)(const T *x, const T *g, FN(rows) b, FN(line) 
             ADD(0, *(const VU *)(x + last), *(const VU *)(g + last), NEW)
 #undef NEW
         } else { /* the lanes beyond the row add 0 */
-            ADD(0, FN(part)(x, b.width, line.mean), FN(part)(g, b.width, 0), )
+            ADD(0, FN(row_start)(x, b.width, line.mean), FN(row_start)(g, b.width, 0), )
         }
     }
 #undef ADD
@@ -144,17 +144,17 @@ static void FN(conv_bias)(const void *problem, int64_t task, void *scratch)
         FN(column_sums)(p, task);
         return;
     }
-    const FN(rows) all = FN(channel)(p);
+    const FN(norm_rows) all = FN(norm_channel)(p);
     const T *g = (const T *)p->grad + task * p->area;
     double total = 0, sums[2];
-    T flat[FN(BLOCK)];
-    FN(rows) b;
+    T flat[FN(NORM_BLOCK)];
+    FN(norm_rows) b;
     for (int64_t r = 0; r < all.rows; r += b.rows)
         for (int64_t q = 0; q < all.width; q += b.width) {
-            b = FN(block)(all, r, q);
+            b = FN(norm_block)(all, r, q);
             const T *from = g + r * all.step + q;
-            const FN(rows) row = FN(gather)(&from, b, flat);
-            FN(sums)(from, NULL, row, (FN(line)){0}, CNNX_NONE, sums);
+            const FN(norm_rows) row = FN(bring)(&from, b, flat);
+            FN(norm_sums)(from, NULL, row, (FN(norm_line)){0}, CNNX_NONE, sums);
             total += sums[0];
         }
     ((T *)p->y)[task] = (T)total;
@@ -166,20 +166,20 @@ static void FN(norm_stats)(const void *problem, int64_t task, void *scratch)
 {
     const cnnx_norm *p = problem;
     (void)scratch;
-    const FN(rows) all = FN(channel)(p);
+    const FN(norm_rows) all = FN(norm_channel)(p);
     const T *x = (const T *)p->x + task * p->area;
     double count = 0, mean = 0, square = 0, sums[2];
-    T flat[FN(BLOCK)];
-    FN(rows) b;
+    T flat[FN(NORM_BLOCK)];
+    FN(norm_rows) b;
     for (int64_t r = 0; r < all.rows; r += b.rows)
         for (int64_t q = 0; q < all.width; q += b.width) {
-            b = FN(block)(all, r, q);
+            b = FN(norm_block)(all, r, q);
             const T *from = x + r * all.step + q;
-            const FN(rows) row = FN(gather)(&from, b, flat);
+            const FN(norm_rows) row = FN(bring)(&from, b, flat);
             const double n = (double)b.rows * (double)b.width;
-            FN(sums)(from, NULL, row, (FN(line)){0}, CNNX_NONE, sums);
+            FN(norm_sums)(from, NULL, row, (FN(norm_line)){0}, CNNX_NONE, sums);
             const T about = (T)(sums[0] / n);
-            FN(sums)(from, NULL, row, (FN(line)){.mean = about}, CNNX_NONE, sums);
+            FN(norm_sums)(from, NULL, row, (FN(norm_line)){.mean = about}, CNNX_NONE, sums);
             const double rest = sums[0] / n; /* what rounding took off the mean */
             const double distance = (double)about + rest - mean;
             square += sums[1] - sums[0] * rest + distance * distance * (count * n / (count + n));
@@ -191,32 +191,36 @@ static void FN(norm_stats)(const void *problem, int64_t task, void *scratch)
 }
 
 /* y = z, of one row. Its last vector may overlap the one before, and makes the same numbers twice. */
-static ALWAYS_INLINE void FN(norm_row)(const T *x, int64_t n, FN(line) line, const int kind, T *y)
+static ALWAYS_INLINE void FN(norm_row)(const T *x, int64_t n, FN(norm_line) line, const int kind, T *y)
 {
-#define Z(at) *(VU *)(y + (at)) = FN(activate_vector)((*(const VU *)(x + (at)) - line.mean) * line.scale + line.shift, kind, 0)
+#define Z(at)                                                                                          \
+    {                                                                                                  \
+        const V v = (*(const VU *)(x + (at)) - line.mean) * line.scale + line.shift;                   \
+        *(VU *)(y + (at)) = FN(activate_vector)(v, kind, 0);                                           \
+    }
     int64_t q = 0;
-    for (; q + VL <= n; q += VL) Z(q);
-    if (q < n) Z(n - VL);
+    for (; q + VL <= n; q += VL) Z(q)
+    if (q < n) Z(n - VL)
 #undef Z
 }
 
 static ALWAYS_INLINE void FN(norm_kind)(const cnnx_norm *p, int64_t task, const int kind)
 {
-    const FN(rows) all = FN(channel)(p);
-    const FN(line) line = FN(line_of)(p, task);
+    const FN(norm_rows) all = FN(norm_channel)(p);
+    const FN(norm_line) line = FN(norm_line_of)(p, task);
     const T *x = (const T *)p->x + task * p->area;
-    T *y = (T *)p->y + task * p->area, flat[FN(BLOCK)];
-    FN(rows) b = {.rows = 1};
+    T *y = (T *)p->y + task * p->area, flat[FN(NORM_BLOCK)];
+    FN(norm_rows) b = {.rows = 1};
     for (int64_t r = 0; r < all.rows; r += b.rows) {
         const T *from = x + r * all.step;
         if (all.width >= VL) {
             FN(norm_row)(from, all.width, line, kind, y + r * all.step);
             continue;
         }
-        b = FN(block)(all, r, 0);
-        const int64_t n = FN(gather)(&from, b, flat).width;
+        b = FN(norm_block)(all, r, 0);
+        const int64_t n = FN(bring)(&from, b, flat).width;
         FN(norm_row)(flat, (n + VL - 1) / VL * VL, line, kind, flat);
-        FN(spread)(flat, b, y + r * all.step);
+        FN(put_back)(flat, b, y + r * all.step);
     }
 }
 
@@ -234,14 +238,15 @@ static void FN(norm)(const void *problem, int64_t task, void *scratch)
 /* to = scale * (g - level - (x - mean) * slope), of one row, g being the gradient by z. */
 typedef struct {
     T scale, level, slope;
-} FN(plane);
+} FN(norm_gradient);
 
-static ALWAYS_INLINE void FN(grad_row)(const T *x, const T *g, int64_t n, FN(line) line, FN(plane) s,
-                                       const int kind, T *to)
+static ALWAYS_INLINE void
+FN(norm_grad_row)(const T *x, const T *g, int64_t n, FN(norm_line) line, FN(norm_gradient) s,
+                  const int kind, T *to)
 {
 #define GRAD(at)                                                                                       \
     {                                                                                                  \
-        const V a = *(const VU *)(x + (at)), by_z = FN(masked)(a, *(const VU *)(g + (at)), line, kind); \
+        const V a = *(const VU *)(x + (at)), by_z = FN(by_z)(a, *(const VU *)(g + (at)), line, kind); \
         *(VU *)(to + (at)) = s.scale * (by_z - s.level - (a - line.mean) * s.slope);                   \
     }
     int64_t q = 0;
@@ -254,20 +259,20 @@ static ALWAYS_INLINE void FN(grad_row)(const T *x, const T *g, int64_t n, FN(lin
  * when mean and var came from the batch (Ioffe and Szegedy 2015, section 3). */
 static ALWAYS_INLINE void FN(norm_backward_kind)(const cnnx_norm *p, int64_t task, const int kind)
 {
-    const FN(rows) all = FN(channel)(p);
-    const FN(line) line = FN(line_of)(p, task);
+    const FN(norm_rows) all = FN(norm_channel)(p);
+    const FN(norm_line) line = FN(norm_line_of)(p, task);
     const T *x = (const T *)p->x + task * p->area, *g = (const T *)p->grad + task * p->area;
-    T *to = (T *)p->y + task * p->area, flat_x[FN(BLOCK)], flat_g[FN(BLOCK)];
+    T *to = (T *)p->y + task * p->area, flat_x[FN(NORM_BLOCK)], flat_g[FN(NORM_BLOCK)];
     double total = 0, product = 0, sums[2];
-    FN(rows) b;
+    FN(norm_rows) b;
     for (int64_t r = 0; r < all.rows; r += b.rows)
         for (int64_t q = 0; q < all.width; q += b.width) {
             const int64_t at = r * all.step + q;
             const T *from_x = x + at, *from_g = g + at;
-            b = FN(block)(all, r, q);
-            const FN(rows) row = FN(gather)(&from_x, b, flat_x);
-            FN(gather)(&from_g, b, flat_g);
-            FN(sums)(from_x, from_g, row, line, kind, sums);
+            b = FN(norm_block)(all, r, q);
+            const FN(norm_rows) row = FN(bring)(&from_x, b, flat_x);
+            FN(bring)(&from_g, b, flat_g);
+            FN(norm_sums)(from_x, from_g, row, line, kind, sums);
             total += sums[0];
             product += sums[1];
         }
@@ -275,7 +280,7 @@ static ALWAYS_INLINE void FN(norm_backward_kind)(const cnnx_norm *p, int64_t tas
     const double inverse = 1 / sqrt((double)((const T *)p->var)[task] + p->eps);
     ((T *)p->grad_bias)[task] = (T)total;
     ((T *)p->grad_weight)[task] = (T)(product * inverse);
-    FN(plane) s = {(T)(p->weight ? (double)((const T *)p->weight)[task] * inverse : inverse), 0, 0};
+    FN(norm_gradient) s = {(T)(p->weight ? (double)((const T *)p->weight)[task] * inverse : inverse), 0, 0};
     if (p->batch_stats) {
         s.level = (T)(total / count);
         s.slope = (T)(product * inverse * inverse / count);
@@ -285,14 +290,14 @@ static ALWAYS_INLINE void FN(norm_backward_kind)(const cnnx_norm *p, int64_t tas
         const int64_t at = r * all.step;
         const T *from_x = x + at, *from_g = g + at;
         if (all.width >= VL) {
-            FN(grad_row)(from_x, from_g, all.width, line, s, kind, to + at);
+            FN(norm_grad_row)(from_x, from_g, all.width, line, s, kind, to + at);
             continue;
         }
-        b = FN(block)(all, r, 0);
-        const int64_t n = FN(gather)(&from_x, b, flat_x).width;
-        FN(gather)(&from_g, b, flat_g);
-        FN(grad_row)(flat_x, flat_g, (n + VL - 1) / VL * VL, line, s, kind, flat_x);
-        FN(spread)(flat_x, b, to + at);
+        b = FN(norm_block)(all, r, 0);
+        const int64_t n = FN(bring)(&from_x, b, flat_x).width;
+        FN(bring)(&from_g, b, flat_g);
+        FN(norm_grad_row)(flat_x, flat_g, (n + VL - 1) / VL * VL, line, s, kind, flat_x);
+        FN(put_back)(flat_x, b, to + at);
     }
 }
 
