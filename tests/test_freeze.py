@@ -47,7 +47,13 @@ def net(dtype: str = "float64") -> cnnx.Sequential:
         cnnx.Tanh(),
         cnnx.Tanh(),
         cnnx.MaxPool2D(2),
+        cnnx.BatchNorm2D(2, dtype=dtype),
+        cnnx.ReLU6(),
         cnnx.Flatten(),
+        cnnx.Dense(12, 9, dtype=dtype, rng=2),
+        cnnx.Sigmoid(),
+        cnnx.Dense(9, 5, dtype=dtype, rng=3),
+        cnnx.ReLU6(),
     )
     rng = np.random.default_rng(0)
     for name, array in {**model.params, **model.buffers}.items():
@@ -77,10 +83,11 @@ def test_the_normalisations_are_gone() -> None:
     kinds = [type(layer).__name__ for layer in model._kept]
     assert kinds == [
         "Conv2D", "Residual", "Conv2D", "BatchNorm2D", "Sigmoid", "Doubled", "ReLU", "Conv2D",
-        "Tanh", "MaxPool2D", "Flatten",
+        "Tanh", "MaxPool2D", "BatchNorm2D", "Flatten", "Dense", "Dense", "ReLU6",
     ]  # fmt: skip
     assert [type(layer).__name__ for layer in model[3].body._kept] == ["Conv2D", "Conv2D"]
     assert [type(layer).__name__ for layer in model][:3] == ["Conv2D", "BatchNorm2D", "ReLU6"]
+    assert [layer.activation for layer in model if isinstance(layer, cnnx.Dense)] == [None, None]
     assert model[0].activation is None
 
 

@@ -1,8 +1,9 @@
-"""A frozen net's shorter form: a convolution, a normalisation and an activation become one layer.
+"""A frozen net's shorter form: a layer with weights takes in what follows it.
 
 In ``eval()`` mode batch normalisation is a scale and a shift of each channel,
 ``weight * (z - mean) / sqrt(var + eps) + bias``. The convolution before it takes both into its own
-weight and bias, once, and the normalisation's pass over the images is gone.
+weight and bias, once, and the normalisation's pass over the images is gone. An activation is
+applied as the layer before it stores.
 """
 
 from __future__ import annotations
@@ -16,44 +17,55 @@ import numpy as np
 from cnnx.layers.activation import ReLU, ReLU6, Sigmoid, Tanh
 from cnnx.layers.base import Array
 from cnnx.layers.conv import Conv2D
+from cnnx.layers.dense import Dense
 from cnnx.layers.norm import BatchNorm2D
 
-_ACTIVATIONS: dict[type, str] = {ReLU: "relu", ReLU6: "relu6", Sigmoid: "sigmoid", Tanh: "tanh"}
+_NAMES: dict[type, str] = {ReLU: "relu", ReLU6: "relu6", Sigmoid: "sigmoid", Tanh: "tanh"}
+_FUSIBLE: dict[type, tuple[str, ...]] = {  # what each layer's kernel can apply as it stores
+    Conv2D: ("relu", "relu6", "sigmoid", "tanh"),
+    Dense: ("relu", "sigmoid", "tanh"),
+    BatchNorm2D: ("relu", "relu6"),
+}
 
 
 def fused(layers: Sequence[Any]) -> list[Any]:
-    """Return layers that compute the same, each :class:`Conv2D` with what follows it in one.
+    """Return layers that compute the same, each with those that it can take in.
 
     Only the library's own classes take part, as they are: not a subclass, nor an object with a
     forward of its own, nor a layer that was taken out of the frozen state.
     """
     result: list[Any] = []
     for layer in layers:
-        conv: Any = result[-1] if result else None
-        kind = type(layer)
-        if not (_plain(conv, Conv2D) and conv.activation is None and _plain(layer, kind)):
+        last: Any = result[-1] if result else None
+        if not (_plain(last) and _plain(layer) and getattr(last, "activation", "") is None):
             result.append(layer)
-        elif kind is BatchNorm2D and layer.num_features == conv.out_channels:
-            result[-1] = _folded(conv, layer)
-        elif kind in _ACTIVATIONS:
-            result[-1] = _again(conv, conv.params, _ACTIVATIONS[kind])
+        elif _NAMES.get(type(layer)) in _FUSIBLE[type(last)]:
+            result[-1] = _again(last, last.params, _NAMES[type(layer)])
+        elif (
+            type(last) is Conv2D
+            and type(layer) is BatchNorm2D
+            and layer.num_features == last.out_channels
+        ):
+            result[-1] = _folded(last, layer)
         else:
             result.append(layer)
     return result
 
 
-def _plain(layer: Any, kind: type) -> Any:
-    return type(layer) is kind and getattr(layer, "frozen", False) and "forward" not in vars(layer)
+def _plain(layer: Any) -> bool:
+    """Whether this is a frozen layer of a class known here, with the forward of its class."""
+    known = type(layer) in _FUSIBLE or type(layer) in _NAMES
+    return known and layer.frozen and "forward" not in vars(layer)
 
 
-def _again(conv: Conv2D, params: dict[str, Array], activation: Any) -> Conv2D:
-    """The same convolution with other parameters and another activation."""
-    result = copy(conv)
+def _again(layer: Any, params: dict[str, Array], activation: str | None) -> Any:
+    """The same layer with other parameters and another activation."""
+    result = copy(layer)
     result.params, result.activation, result._kept = params, activation, None
     return result
 
 
-def _folded(conv: Conv2D, norm: BatchNorm2D) -> Conv2D:
+def _folded(conv: Conv2D, norm: BatchNorm2D) -> Any:
     """The convolution with the normalisation in its weight and bias."""
     mean, var = (norm.buffers[name].astype(np.float64) for name in ("running_mean", "running_var"))
     scale = norm.params.get("weight", 1.0) / np.sqrt(var + norm.eps)
