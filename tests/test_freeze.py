@@ -80,12 +80,12 @@ def test_same_answers(implementation: str) -> None:
 def test_the_normalisations_are_gone() -> None:
     model = net().freeze()
     model(images())
-    kinds = [type(layer).__name__ for layer in model._kept]
+    kinds = [type(layer).__name__ for layer, _ in model._kept]
     assert kinds == [
         "Conv2D", "Residual", "Conv2D", "BatchNorm2D", "Sigmoid", "Doubled", "ReLU", "Conv2D",
         "Tanh", "MaxPool2D", "BatchNorm2D", "Flatten", "Dense", "Dense", "ReLU6",
     ]  # fmt: skip
-    assert [type(layer).__name__ for layer in model[3].body._kept] == ["Conv2D", "Conv2D"]
+    assert [type(layer).__name__ for layer, _ in model[3].body._kept] == ["Conv2D", "Conv2D"]
     assert [type(layer).__name__ for layer in model][:3] == ["Conv2D", "BatchNorm2D", "ReLU6"]
     assert [layer.activation for layer in model if isinstance(layer, cnnx.Dense)] == [None, None]
     assert model[0].activation is None

@@ -118,11 +118,19 @@ class Sequential(Container):
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's output."""
-        if self.frozen and self._kept is None:
-            self._kept = fused(self.layers)
-        for layer in self._kept if self.frozen else self.layers:
+        if self.frozen:
+            return self._infer(x)
+        for layer in self.layers:
             x = layer.forward(x)
-            if self.frozen and isinstance(layer, Layer):
+        return x
+
+    def _infer(self, x: Array) -> Array:
+        """The frozen net's forward, by layers made for it, which keep nothing for backward."""
+        if self._kept is None:
+            self._kept = [(layer, isinstance(layer, Layer)) for layer in fused(self.layers)]
+        for layer, ours in self._kept:
+            x = layer.forward(x)
+            if ours:
                 layer._saved = None  # its memory serves the next but one layer's result
         return x
 
