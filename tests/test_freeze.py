@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,17 @@ def test_kept_weights_serve_only_their_own_problem(rng: np.random.Generator) -> 
         KERNELS.use_isa(isa)
         cnnx.set_num_threads(threads)
         cnnx.set_winograd(True)
+
+
+def test_one_frozen_net_for_many_threads(backend: str) -> None:
+    # It keeps nothing of a forward; and batches that differ fight for what it keeps of its weights.
+    model = net("float32").freeze()
+    batches = [images(1 + k % 5, np.float32) for k in range(60)]
+    expected = [model(x) for x in batches]
+    model.freeze()
+    with ThreadPoolExecutor(6) as pool:
+        for result, known in zip(pool.map(model, batches), expected, strict=True):
+            assert_array_equal(result, known)
 
 
 def test_copies_of_a_frozen_net() -> None:
