@@ -80,6 +80,8 @@ static inline T FN(tanh)(T x) { return TANH(x); }
 #define BELOW(v, limit, a, b) ((v) < (limit) ? (a) : (b))
 #endif
 
+static inline V FN(relu6)(V v) { return FN(relu)(ABOVE(v, 6, (V){0} + 6, v)); }
+
 static inline V FN(sigmoid)(V v) { return 1 / (1 + FN(exp)(-v)); }
 
 #define SQRT1_2 ((T)0.70710678118654752440)
@@ -102,11 +104,10 @@ static inline V FN(twice_normal)(V v)
 /* The activation of kind `kind`, which the compiler ought to know. */
 static ALWAYS_INLINE V FN(activate_vector)(V v, const int kind, T alpha)
 {
-    const V zero = {0};
     switch (kind) {
     case CNNX_RELU: return FN(relu)(v);
     case CNNX_LEAKY_RELU: return BELOW(v, 0, alpha * v, v);
-    case CNNX_RELU6: return BELOW(v, 0, zero, ABOVE(v, 6, zero + 6, v));
+    case CNNX_RELU6: return FN(relu6)(v);
     case CNNX_SIGMOID: return FN(sigmoid)(v);
     case CNNX_TANH: return FN(tanh)(v);
     case CNNX_GELU: return (T)0.5 * v * FN(twice_normal)(v);
@@ -145,7 +146,6 @@ static ALWAYS_INLINE V FN(slope_from_output)(V y, const int kind)
 
 static NOINLINE V FN(fused_sigmoid)(V v) { return FN(sigmoid)(v); }
 static NOINLINE V FN(fused_tanh)(V v) { return FN(tanh)(v); }
-static inline V FN(fused_relu6)(V v) { return FN(activate_vector)(v, CNNX_RELU6, 0); }
 
 /* What a convolution fuses. One number gets the bits it would get in a vector: which of the two it is depends
  * on where tiles end, and with that on the number of threads. */
@@ -155,7 +155,7 @@ static inline V FN(fused)(V v, int activation)
     case CNNX_RELU: return FN(relu)(v);
     case CNNX_SIGMOID: return FN(fused_sigmoid)(v);
     case CNNX_TANH: return FN(fused_tanh)(v);
-    case CNNX_RELU6: return FN(fused_relu6)(v);
+    case CNNX_RELU6: return FN(relu6)(v);
     default: return v;
     }
 }
@@ -163,12 +163,13 @@ static inline V FN(fused)(V v, int activation)
 static inline T FN(activate)(T v, int activation)
 {
     if (activation <= CNNX_RELU) return activation == CNNX_RELU && v < 0 ? 0 : v; /* keeps NaN */
+    if (activation == CNNX_RELU6) return v < 0 ? 0 : v > 6 ? 6 : v;
     T lane[VL];
     *(VU *)lane = FN(fused)((V){0} + v, activation);
     return lane[0];
 }
 
-/* A row in place. Its rest takes one vector, not one for each number: for 28 columns of tanh 2 and not 13. */
+/* A row in place. Its rest takes one vector, not one for each number. */
 static inline void FN(activate_row)(T *to, int64_t n, int activation)
 {
     int64_t j = 0;

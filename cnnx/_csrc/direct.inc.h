@@ -290,12 +290,8 @@ static void FN(direct_image)(const cnnx_conv *p, int64_t image, int64_t i0, int6
             FN(pair_panel)(p, w, offset, bias, rows, strip, y);
         else
             FN(direct_panel)(p, w, offset, bias, mr, rows, strip, y);
-        if (p->activation > CNNX_RELU)
-            for (int64_t r = 0; r < mr; r++)
-                for (int64_t i = 0; i < rows; i++) {
-                    /* only a forward has one: it is dense */
-                    FN(activate_row)(y + r * area + i * p->YW, p->cols, p->activation);
-                }
+        if (p->activation > CNNX_RELU) /* only a forward has one: it is dense, and rows lie together */
+            for (int64_t r = 0; r < mr; r++) FN(activate_row)(y + r * area, rows * p->cols, p->activation);
     }
 }
 
