@@ -69,8 +69,8 @@ def memory_stats() -> dict[str, int]:
     """Return the state of the memory that results and scratch come from.
 
     Fresh memory is slow, so what an array leaves behind when it dies is kept for the next one of
-    about that size. At most `limit` bytes are kept: what would exceed it sends everything kept
-    back to the system.
+    about that size. At most `limit` bytes are kept, and not those of sizes that are asked for no
+    longer.
 
     Returns
     -------

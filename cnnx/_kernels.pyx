@@ -389,7 +389,7 @@ cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, 
     if (kept is not None and kept.packed is not None and kept.kernels == k and kept.pack == pack
             and memcmp(&kept.key, &key, sizeof(cnnx_conv)) == 0):
         return kept.packed
-    packed = take(<size_t>p.packed_size * 8)
+    packed = take(<size_t>p.packed_size * (8 if k == tables[1] else 4))
     p.packed = packed.data
     run(pack, p, p.groups * p.panels, 0, threads)
     if kept is not None:
@@ -530,7 +530,7 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
     else:
         k.conv_weight_plan(&w)
     if w.pieces > 1:
-        partial = take(<size_t>(w.pieces * groups * w.conv.M * w.conv.depth) * 8)
+        partial = take(<size_t>(w.pieces * groups * w.conv.M * w.conv.depth) * cnp.PyArray_ITEMSIZE(x))
         w.partial = partial.data
     run(task, &w, w.tasks, w.scratch, threads)
     if w.pieces > 1:
