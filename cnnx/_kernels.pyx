@@ -256,6 +256,7 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
         threads = <int>tasks
     if threads < 1:
         return 0
+    cdef int64_t chunk = max(tasks // (32 * threads), 1)  # a task may be as short as its fetching
     if stride:
         memory = <char *>cnnx_take(stride * <size_t>threads)
         if memory == NULL:
@@ -265,7 +266,7 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
             for t in range(tasks):
                 task(problem, t, memory)
         else:
-            for t in prange(tasks, num_threads=threads, schedule="dynamic"):
+            for t in prange(tasks, num_threads=threads, schedule="dynamic", chunksize=chunk):
                 task(problem, t, memory + stride * <size_t>threadid())
     cnnx_give(memory)
     return 0
