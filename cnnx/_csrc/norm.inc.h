@@ -90,7 +90,8 @@ static ALWAYS_INLINE V FN(by_z)(V x, V g, FN(norm_line) line, const int kind)
 static ALWAYS_INLINE void
 FN(norm_sums)(const T *x, const T *g, FN(norm_rows) b, FN(norm_line) line, const int kind, double sums[2])
 {
-    V u[4] = {{0}}, uv[4] = {{0}};
+    V u[4], uv[4];
+    UNROLL for (int l = 0; l < 4; l++) u[l] = uv[l] = (V){0};
 #define ADD(l, x_vector, g_vector, keep)                                                               \
     {                                                                                                  \
         const V a = x_vector, v = keep(a - line.mean);                                                 \
