@@ -120,7 +120,8 @@ def inference_runs(net: Net, n: int, threads: int) -> dict[str, Callable[[], obj
 
 
 def measure(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    # Turns of 30 ms: the threads of the one before have stopped to wait for work by then.
+    # Turns of three runs and 30 ms: by then the threads of the one before have stopped to wait for
+    # work, and its data has left the caches.
     best = best_times(runs, seconds, turn=0.03)
     row = {"cnnx ms": 1e3 * best["cnnx"], "torch ms": 1e3 * min(best["nchw"], best["nhwc"])}
     row["ratio"] = row["torch ms"] / row["cnnx ms"]

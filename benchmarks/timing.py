@@ -15,7 +15,7 @@ def best_times(
 ) -> dict[str, float]:
     """Fastest run of each candidate, in seconds, over at least `seconds` and three rounds.
 
-    A turn is one run, and more until it has lasted `turn` seconds.
+    A turn is one run; with `turn` it is three, and more until it has lasted that many seconds.
     """
     for run in candidates.values():
         run()
@@ -23,12 +23,11 @@ def best_times(
     start, rounds = time.perf_counter(), 0
     while rounds < 3 or time.perf_counter() - start < seconds:
         for name, run in candidates.items():
-            end = begin = time.perf_counter()
-            until = begin + turn
-            while end == begin or end < until:
+            until, runs = time.perf_counter() + turn, 0
+            while runs < (3 if turn else 1) or time.perf_counter() < until:
                 begin = time.perf_counter()
                 run()
-                end = time.perf_counter()
-                best[name] = min(best[name], end - begin)
+                best[name] = min(best[name], time.perf_counter() - begin)
+                runs += 1
         rounds += 1
     return best
