@@ -14,7 +14,7 @@ from cnnx import _threads
 
 cimport cython
 cimport numpy as cnp
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memset
 
@@ -164,8 +164,15 @@ cdef extern from *:
     #else
     static const int cnnx_openmp = 0;
     #endif
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #include <intrin.h>
+    static int64_t cnnx_next(int64_t *counter) { return _InterlockedExchangeAdd64(counter, 1); }
+    #else
+    static int64_t cnnx_next(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+    #endif
     """
     const int cnnx_openmp
+    int64_t cnnx_next(int64_t *counter) nogil
 
 
 # ---------------------------------------------------------------- instruction sets
@@ -241,33 +248,56 @@ cdef enum:
     SMALL = 1 << 20  # multiply-adds that one thread has done before a second one pays: about 20 us
     MOVE = 8         # cost of a number that is only read and written, in multiply-adds
     CALL = 32        # of one that goes through exp or tanh
+    COUNTER = 16     # from one thread's counter to the next, two cache lines
 
 
 cdef int threads_for(int64_t work) except -1:
     return 1 if work < SMALL else _threads.get_num_threads()
 
 
+cdef void share(cnnx_task task, const void *problem, int64_t tasks, int64_t *counters, int64_t mine,
+                int64_t threads, void *scratch) noexcept nogil:
+    """Run the tasks of thread `mine`, in their order, and then what is left of the other threads'."""
+    cdef int64_t step, owner, end, t
+    for step in range(threads):
+        owner = (mine + step) % threads
+        end = tasks * (owner + 1) // threads
+        while True:
+            t = cnnx_next(counters + owner * COUNTER)
+            if t >= end:
+                break
+            task(problem, t, scratch)
+
+
 cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch, int threads) except -1:
-    """Run all tasks of a problem, each with its own scratch."""
+    """Run all tasks of a problem, each with its own scratch.
+
+    A thread begins with a range of its own, so that from layer to layer it meets the images that lie in
+    its caches: two cores that share none relu'd 64,16,32,32 in 0.36 ms in turns, one alone in 0.07.
+    """
     cdef int64_t t
     cdef size_t stride = (scratch + 127) // 128 * 128  # a cache line pair between threads
     cdef char *memory = NULL
+    cdef int64_t *counters
     if threads > tasks:
         threads = <int>tasks
     if threads < 1:
         return 0
-    cdef int64_t chunk = max(tasks // (32 * threads), 1)  # a task may be as short as its fetching
-    if stride:
-        memory = <char *>cnnx_take(stride * <size_t>threads)
+    cdef size_t size = stride * <size_t>threads + (COUNTER * sizeof(int64_t) * threads if threads > 1 else 0)
+    if size:
+        memory = <char *>cnnx_take(size)
         if memory == NULL:
-            raise MemoryError(f"cannot allocate {stride * threads} bytes of scratch")
+            raise MemoryError(f"cannot allocate {size} bytes of scratch")
     with nogil:
         if threads == 1:
             for t in range(tasks):
                 task(problem, t, memory)
         else:
-            for t in prange(tasks, num_threads=threads, schedule="dynamic", chunksize=chunk):
-                task(problem, t, memory + stride * <size_t>threadid())
+            counters = <int64_t *>(memory + stride * <size_t>threads)
+            for t in range(threads):
+                counters[t * COUNTER] = tasks * t // threads
+            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                share(task, problem, tasks, counters, t, threads, memory + stride * <size_t>t)
     cnnx_give(memory)
     return 0
 
