@@ -387,11 +387,8 @@ cdef bint winograd_pays(const cnnx_conv *p, int64_t channels, int64_t tiles) noe
             and p.N * ((p.rows + 3) // 4) * ((p.cols + 3) // 4) >= tiles)
 
 
-cdef int HACK = int(os.environ.get("HACK", "0"))
 cdef bint direct_pays(const cnnx_conv *p) noexcept:
     """The choice between the direct path and the implicit matrix product, by shape."""
-    if HACK == 1: return True
-    if HACK == 2: return False
     return p.C * p.taps <= 32 or p.M <= 4
 
 
