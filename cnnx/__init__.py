@@ -17,7 +17,7 @@ user's code would. ``_shapes`` is the only place with output-size formulas.
 """
 
 from cnnx import functional, layers
-from cnnx._config import config, set_winograd, show_config
+from cnnx._config import config, empty_cache, memory_stats, set_winograd, show_config
 from cnnx._dispatch import use_backend
 from cnnx._threads import get_num_threads, set_num_threads
 from cnnx._version import __version__
@@ -48,6 +48,7 @@ __all__ = [
     "StepLR",
     "__version__",
     "config",
+    "empty_cache",
     "eval_numerical_gradient",
     "fit",
     "functional",
@@ -55,6 +56,7 @@ __all__ = [
     "gradcheck",
     "layers",
     "load",
+    "memory_stats",
     "numerical_gradient",
     "save",
     "set_num_threads",

@@ -40,7 +40,7 @@ def config() -> dict[str, Any]:
         facts["instruction sets here"] = ", ".join(kernels.available_isas())
         facts["instruction sets built"] = ", ".join(build["instruction sets"])
         facts["OpenMP"] = build["openmp"] or "none: the compiler had no OpenMP, one thread only"
-        facts["memory pool"] = ", ".join(f"{k} {v:,}" for k, v in kernels.memory_stats().items())
+        facts["memory pool"] = ", ".join(f"{k} {v:,}" for k, v in memory_stats().items())
     facts["threads"] = f"{_threads.get_num_threads()} ({_threads.reason()})"
     facts["CPUs usable"] = _threads.usable_cpus()
     variables = ("CNNX_BACKEND", "CNNX_ISA", "CNNX_NUM_THREADS", "OMP_NUM_THREADS")
@@ -63,6 +63,61 @@ def show_config() -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {value}")
+
+
+def memory_stats() -> dict[str, int]:
+    """Return the state of the memory that results and scratch come from.
+
+    Fresh memory is slow, so what an array leaves behind when it dies is kept for the next one of
+    about that size. At most `limit` bytes are kept, and not those of sizes that are asked for no
+    longer.
+
+    Returns
+    -------
+    dict
+        "in_use", "cached" and "peak" (the most that was in use), "limit": bytes. "hits" and
+        "misses": how often a block was there, and how often the system was asked. All zeros
+        without the compiled kernels, for then all memory is NumPy's.
+
+    See Also
+    --------
+    empty_cache : Return what is kept to the system.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> x = np.zeros((1, 4, 64, 64), np.float32)
+    >>> before = cnnx.memory_stats()["in_use"]
+    >>> out = cnnx.relu(x)
+    >>> cnnx.memory_stats()["in_use"] - before in (81920, 0)  # 0: NumPy's own memory
+    True
+    >>> del out
+    >>> cnnx.memory_stats()["in_use"] == before
+    True
+    """
+    kernels = _dispatch.compiled()
+    if kernels is None:
+        return dict.fromkeys(("in_use", "cached", "peak", "limit", "hits", "misses"), 0)
+    stats: dict[str, int] = kernels.memory_stats()
+    return stats
+
+
+def empty_cache() -> None:
+    """Return the memory that is kept for coming results to the system.
+
+    Arrays that live are not touched. Worth its price before work that needs memory for something
+    else; the next results are slower.
+
+    Examples
+    --------
+    >>> import cnnx
+    >>> cnnx.empty_cache()
+    >>> cnnx.memory_stats()["cached"]
+    0
+    """
+    kernels = _dispatch.compiled()
+    if kernels is not None:
+        kernels.empty_cache()
 
 
 def set_winograd(on: bool) -> None:

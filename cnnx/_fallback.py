@@ -83,6 +83,7 @@ def conv2d(
     groups: int,
     activation: str | None,
     out: _Array,
+    prepared: Any = None,
 ) -> None:
     """Fill `out` (N, F, Ho, Wo) with activation(conv(x, weight) + bias)."""
     matrices = _tap_matrices(weight, groups)
@@ -93,6 +94,10 @@ def conv2d(
         total += matrices[k, m] @ _group_pixels(view, groups)
     if activation is not None:
         out[...] = _ACTIVATIONS[activation](out, 0.0)
+
+
+def prepared() -> None:
+    """Return what `conv2d` keeps from one call to the next for a frozen layer: here nothing."""
 
 
 @_quiet(all="ignore")
@@ -392,6 +397,12 @@ def activation_backward_from_output(grad_out: _Array, y: _Array, kind: str, grad
 
 
 @_quiet(all="ignore")
+def add(x: _Array, other: _Array, out: _Array) -> None:
+    """Fill `out` with x + other."""
+    np.add(x, other, out=out)
+
+
+@_quiet(all="ignore")
 def softmax(x: _Array, log: bool, out: _Array) -> None:
     """Fill `out` with softmax, or its logarithm, of each row of x (rows, classes).
 
@@ -412,6 +423,29 @@ def softmax_backward(grad_out: _Array, y: _Array, log: bool, grad_x: _Array) -> 
     else:
         sums = (grad_out * y).sum(axis=1, keepdims=True, dtype=np.float64)
         grad_x[...] = y * (grad_out - sums)
+
+
+@_quiet(all="ignore")
+def cross_entropy(x: _Array, target: _Array, smoothing: float, loss: _Array, grad_x: _Array) -> int:
+    """Fill `loss` (rows,), in float64, and `grad_x`, the gradient of its mean.
+
+    The target is labels (rows,), int64, or a table of x's shape and dtype. Return -1, or the row of
+    the first label that is no class; then nothing is filled.
+    """
+    rows, classes = x.shape
+    if target.ndim == 1:
+        wrong = np.flatnonzero((target < 0) | (target >= classes))
+        if wrong.size:
+            return int(wrong[0])
+        target = np.arange(classes) == target[:, None]
+    wanted = (1 - smoothing) * target + smoothing / classes
+    logs = np.empty_like(x)
+    softmax(x, True, logs)
+    # A class that is ruled out by a score of minus infinity costs nothing where none is wanted.
+    terms = np.multiply(wanted, logs, out=np.zeros(x.shape), where=wanted != 0)
+    loss[...] = -terms.sum(axis=1)
+    grad_x[...] = (np.exp(logs) * wanted.sum(axis=1, keepdims=True) - wanted) / max(rows, 1)
+    return -1
 
 
 # ---------------------------------------------------------------- batch normalisation
@@ -437,15 +471,24 @@ def batch_norm2d(
     mean: _Array,
     var: _Array,
     eps: float,
+    batch_stats: bool,
+    activation: str | None,
     out: _Array,
 ) -> None:
-    """Fill `out` with (x - mean) / sqrt(var + eps) * weight + bias."""
+    """Fill `out` with act((x - mean) / sqrt(var + eps) * weight + bias).
+
+    `batch_stats`: mean and var are not known yet; fill them first.
+    """
+    if batch_stats:
+        batch_norm2d_stats(x, mean, var)
     scale = (1 / np.sqrt(var.astype(np.float64) + eps)).astype(x.dtype)
     if weight is not None:
         scale *= weight
     out[...] = (x - _per_channel(mean)) * _per_channel(scale)
     if bias is not None:
         out += _per_channel(bias)
+    if activation is not None:
+        out[...] = _ACTIVATIONS[activation](out, 0.0)
 
 
 @_quiet(all="ignore")
@@ -453,10 +496,12 @@ def batch_norm2d_backward(
     grad_out: _Array,
     x: _Array,
     weight: _Array | None,
+    bias: _Array | None,
     mean: _Array,
     var: _Array,
     eps: float,
     batch_stats: bool,
+    activation: str | None,
     grad_x: _Array,
     grad_weight: _Array,
     grad_bias: _Array,
@@ -466,6 +511,10 @@ def batch_norm2d_backward(
     The mean and the variance then pass on gradients of their own, and together they take from
     grad_out its mean and its projection on the normalised x (Ioffe and Szegedy 2015, section 3).
     """
+    if activation is not None:
+        before = np.empty_like(x)
+        batch_norm2d(x, weight, bias, mean, var, eps, False, None, before)
+        grad_out = _chain(grad_out, _DERIVATIVES[activation](before, 0.0))
     inverse = 1 / np.sqrt(var.astype(np.float64) + eps)
     normalised = (x - _per_channel(mean)) * _per_channel(inverse.astype(x.dtype))
     grad_weight[...] = (grad_out * normalised).sum(axis=(0, 2, 3), dtype=np.float64)
@@ -478,3 +527,54 @@ def batch_norm2d_backward(
         grad_x -= _per_channel(grad_bias / count)
         grad_x -= normalised * _per_channel(grad_weight / count)
     grad_x *= _per_channel(inverse.astype(x.dtype))
+
+
+# ---------------------------------------------------------------- optimizers
+
+
+@_quiet(all="ignore")
+def sgd(
+    param: _Array,
+    grad: _Array,
+    velocity: _Array | None,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """Make one step of SGD: change `param` and `velocity` (None without momentum) in place."""
+    if weight_decay:
+        grad = grad + weight_decay * param
+    if velocity is not None:  # zeros before the first step, which makes it grad there
+        velocity *= momentum
+        velocity += grad
+        grad = grad + momentum * velocity if nesterov else velocity
+    param -= lr * grad
+
+
+@_quiet(all="ignore")
+def adam(
+    param: _Array,
+    grad: _Array,
+    mean: _Array,
+    square: _Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: int,
+) -> None:
+    """Make Adam's step number `step`: change `param`, `mean` and `square` in place."""
+    if weight_decay and decoupled:
+        param *= 1 - lr * weight_decay
+    elif weight_decay:
+        grad = grad + weight_decay * param
+    mean += (1 - beta1) * (grad - mean)
+    square *= beta2
+    square += (1 - beta2) * np.square(grad)
+    root = np.sqrt(square)
+    root /= (1 - beta2**step) ** 0.5
+    root += eps
+    param -= lr / (1 - beta1**step) * (mean / root)

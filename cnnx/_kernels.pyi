@@ -27,7 +27,9 @@ def conv2d(
     groups: int,
     activation: str | None,
     out: _Array,
+    prepared: Any = None,
 ) -> None: ...
+def prepared() -> Any: ...
 def conv2d_grad_input(
     grad_out: _Array,
     weight: _Array,
@@ -84,8 +86,12 @@ def activation_backward(
 def activation_backward_from_output(
     grad_out: _Array, y: _Array, kind: str, grad_x: _Array
 ) -> None: ...
+def add(x: _Array, other: _Array, out: _Array) -> None: ...
 def softmax(x: _Array, log: bool, out: _Array) -> None: ...
 def softmax_backward(grad_out: _Array, y: _Array, log: bool, grad_x: _Array) -> None: ...
+def cross_entropy(
+    x: _Array, target: _Array, smoothing: float, loss: _Array, grad_x: _Array
+) -> int: ...
 def batch_norm2d_stats(x: _Array, mean: _Array, var: _Array) -> None: ...
 def batch_norm2d(
     x: _Array,
@@ -94,17 +100,43 @@ def batch_norm2d(
     mean: _Array,
     var: _Array,
     eps: float,
+    batch_stats: bool,
+    activation: str | None,
     out: _Array,
 ) -> None: ...
 def batch_norm2d_backward(
     grad_out: _Array,
     x: _Array,
     weight: _Array | None,
+    bias: _Array | None,
     mean: _Array,
     var: _Array,
     eps: float,
     batch_stats: bool,
+    activation: str | None,
     grad_x: _Array,
     grad_weight: _Array,
     grad_bias: _Array,
+) -> None: ...
+def sgd(
+    param: _Array,
+    grad: _Array,
+    velocity: _Array | None,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None: ...
+def adam(
+    param: _Array,
+    grad: _Array,
+    mean: _Array,
+    square: _Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: int,
 ) -> None: ...

@@ -117,6 +117,13 @@ class Run:
 
     def train(self, report: Reporter, ctrl_c: CtrlC) -> None:
         """Go on from the present position to the end of the last epoch."""
+        wanted, self.model.needs_input_grad = self.model.needs_input_grad, False
+        try:
+            self._train(report, ctrl_c)
+        finally:
+            self.model.needs_input_grad = wanted
+
+    def _train(self, report: Reporter, ctrl_c: CtrlC) -> None:
         while self.epoch <= self.epochs:
             self.model.train()
             order = self._order()

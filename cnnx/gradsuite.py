@@ -157,6 +157,8 @@ def _batch_norm2d() -> Iterator[Case]:
             choices = {"num_features": (4,), "eps": (1e-5, 0.1), "affine": (True, False)}
             for case in _grid(layer, *shape, **choices):
                 yield replace(case, note=note)
+        for case in _grid(layer, *_IMAGE, num_features=(4,), activation=("relu", "relu6")):
+            yield replace(case, note=note, scale=4.0)
 
 
 def _dropout() -> Iterator[Case]:

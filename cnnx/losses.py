@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnx import functional as F
 from cnnx.functional import _arguments as check
-from cnnx.functional._softmax import softmax_backward_from_output
+from cnnx.functional._softmax import cross_entropy
 
 __all__ = ["MSELoss", "SoftmaxCrossEntropy"]
 
@@ -28,7 +27,7 @@ _TARGET = (("target", None, "", True),)
 class _Loss(ABC):
     """What the losses share: a call is a forward, and backward needs one."""
 
-    _saved: tuple[Array, Array] | None = None
+    _saved: Array | None = None  # what backward needs
 
     @abstractmethod
     def forward(self, pred: Array, target: Array) -> float:
@@ -38,7 +37,7 @@ class _Loss(ABC):
         """Return the loss: the same as :meth:`forward`."""
         return self.forward(pred, target)
 
-    def _recall(self) -> tuple[Array, Array]:
+    def _recall(self) -> Array:
         if self._saved is None:
             name = type(self).__name__
             raise RuntimeError(f"{name}.backward came before forward: there is no loss yet")
@@ -97,19 +96,13 @@ class SoftmaxCrossEntropy(_Loss):
         (pred,) = check.floats(_SCORES, pred)
         if pred.shape[1] == 0:
             raise ValueError(f"pred has shape {pred.shape}, expected (N, K) with K classes")
-        wanted = _probabilities(np.asarray(target), pred)
-        if self.label_smoothing:
-            wanted = (1 - self.label_smoothing) * wanted + self.label_smoothing / pred.shape[1]
-        logs = F.log_softmax(pred)
-        self._saved = (logs, wanted)
-        # A class that is ruled out by a score of minus infinity costs nothing where none is wanted.
-        terms = np.multiply(wanted, logs, out=np.zeros_like(pred), where=wanted != 0)
-        return float(-terms.sum(dtype=np.float64) / max(len(pred), 1))
+        target = _checked(np.asarray(target), pred)
+        losses, self._saved = cross_entropy(pred, target, self.label_smoothing)
+        return float(losses.sum() / max(len(pred), 1))
 
     def backward(self) -> Array:
         """Return grad_pred (N, K): (softmax(pred) - t) / N where the rows of t sum to 1."""
-        logs, wanted = self._recall()
-        return softmax_backward_from_output(wanted / -max(len(logs), 1), logs, axis=1, log=True)
+        return self._recall()
 
 
 class MSELoss(_Loss):
@@ -145,21 +138,21 @@ class MSELoss(_Loss):
         (pred,), (target,) = check.floats(_PRED, pred), check.floats(_TARGET, target)
         check.require_shape("target", target, pred.shape)
         error = pred - target.astype(pred.dtype, copy=False)
-        self._saved = (pred, error)
+        self._saved = error
         return float(np.square(error).sum(dtype=np.float64) / max(error.size, 1))
 
     def backward(self) -> Array:
         """Return grad_pred: 2 * (pred - target) / (number of elements)."""
-        _, error = self._recall()
+        error = self._recall()
         return error * (2 / max(error.size, 1))
 
 
-def _probabilities(target: Array, pred: Array) -> Array:
-    """The target as a row of probabilities for each row of `pred`, in its dtype."""
+def _checked(target: Array, pred: Array) -> Array:
+    """The target, if it can be a row of probabilities or a label for each row of `pred`."""
     if target.shape == pred.shape:
         if target.dtype.kind not in "fiub":
             raise TypeError(f"target has dtype {target.dtype}, expected probabilities")
-        return target.astype(pred.dtype)
+        return target
     count, classes = pred.shape
     if target.shape != (count,):
         raise ValueError(
@@ -170,11 +163,4 @@ def _probabilities(target: Array, pred: Array) -> Array:
         raise TypeError(
             f"target has dtype {target.dtype}, expected integer labels: target.astype(np.int64)"
         )
-    wrong = np.flatnonzero((target < 0) | (target >= classes))
-    if wrong.size:
-        raise ValueError(
-            f"target[{wrong[0]}] is {target[wrong[0]]}, expected a class from 0 to {classes - 1}"
-        )
-    one_hot = np.zeros_like(pred)
-    one_hot[np.arange(count), target] = 1
-    return one_hot
+    return target

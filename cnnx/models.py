@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cnnx.functional._norm import NormActivation
 from cnnx.layers import (
     AvgPool2D,
     BatchNorm2D,
@@ -199,18 +200,17 @@ def resnet20(
     """
     channels, _, _ = _image(input_shape, smallest=1)
     rng = np.random.default_rng(rng)
-    layers: list[Layer] = [*_conv_norm(channels, 16, 3, 1, dtype, rng), ReLU()]
+    layers: list[Layer] = _conv_norm(channels, 16, 3, 1, "relu", dtype, rng)
     width = 16
     for out, first_stride in ((16, 1), (32, 2), (64, 2)):
         for stride in (first_stride, 1, 1):
             body = Sequential(
-                *_conv_norm(width, out, 3, stride, dtype, rng),
-                ReLU(),
-                *_conv_norm(out, out, 3, 1, dtype, rng),
+                *_conv_norm(width, out, 3, stride, "relu", dtype, rng),
+                *_conv_norm(out, out, 3, 1, None, dtype, rng),
             )
             shortcut = None
             if stride != 1 or width != out:
-                shortcut = Sequential(*_conv_norm(width, out, 1, stride, dtype, rng))
+                shortcut = Sequential(*_conv_norm(width, out, 1, stride, None, dtype, rng))
             layers += [Residual(body, shortcut), ReLU()]
             width = out
     return Sequential(*layers, GlobalAvgPool2D(), Dense(width, classes, dtype=dtype, rng=rng))
@@ -224,12 +224,18 @@ MODELS: dict[str, Callable[..., Sequential]] = {
 
 
 def _conv_norm(
-    channels: int, out: int, kernel: int, stride: int, dtype: str, rng: np.random.Generator
+    channels: int,
+    out: int,
+    kernel: int,
+    stride: int,
+    activation: NormActivation,
+    dtype: str,
+    rng: np.random.Generator,
 ) -> list[Layer]:
     """A convolution without bias, which the normalisation after it would only take off again."""
     return [
         Conv2D(channels, out, kernel, stride, kernel // 2, bias=False, dtype=dtype, rng=rng),
-        BatchNorm2D(out, dtype=dtype),
+        BatchNorm2D(out, activation=activation, dtype=dtype),
     ]
 
 

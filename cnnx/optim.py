@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnx.functional import _optim
+
 __all__ = ["SGD", "Adam", "AdamW", "CosineLR", "StepLR"]
 
 Array = NDArray[Any]
@@ -172,14 +174,9 @@ class SGD(Optimizer):
         self._slots = ("momentum",) if self.momentum else ()
 
     def _update(self, param: Array, grad: Array, memory: dict[str, Array]) -> None:
-        if self.weight_decay:
-            grad = grad + self.weight_decay * param
-        if self.momentum:
-            velocity = memory["momentum"]  # zeros before the first step, which makes it grad there
-            velocity *= self.momentum
-            velocity += grad
-            grad = grad + self.momentum * velocity if self.nesterov else velocity
-        param -= float(self.lr) * grad
+        velocity = memory.get("momentum")  # zeros before the first step, which makes it grad there
+        options = (float(self.lr), self.momentum, self.weight_decay, self.nesterov)
+        _optim.sgd(param, grad, velocity, *options)
 
 
 class Adam(Optimizer):
@@ -232,19 +229,8 @@ class Adam(Optimizer):
         self.eps = _not_negative("eps", eps)
 
     def _update(self, param: Array, grad: Array, memory: dict[str, Array]) -> None:
-        lr, (beta1, beta2) = float(self.lr), self.betas
-        if self.weight_decay and self._decoupled:
-            param *= 1 - lr * self.weight_decay
-        elif self.weight_decay:
-            grad = grad + self.weight_decay * param
-        mean, square = memory["mean"], memory["square"]
-        mean += (1 - beta1) * (grad - mean)
-        square *= beta2
-        square += (1 - beta2) * np.square(grad)
-        root = np.sqrt(square)
-        root /= (1 - beta2**self.steps) ** 0.5
-        root += self.eps
-        param -= lr / (1 - beta1**self.steps) * (mean / root)
+        options = (float(self.lr), self.betas, self.eps, self.weight_decay, self._decoupled)
+        _optim.adam(param, grad, memory["mean"], memory["square"], *options, self.steps)
 
 
 class AdamW(Adam):

@@ -302,9 +302,11 @@ def test_batch_norm(shape: Any, implementation: str, dtype: Any, rng: np.random.
     assert_close(out, expected, roundings=60, scale=scale)
 
 
-def test_batch_norm_does_not_cancel(implementation: str, dtype: Any, rng: Any) -> None:
+# The last two are more than one block of 4096 numbers, of a plane and of many small ones.
+@pytest.mark.parametrize("shape", [(8, 2, 16, 16), (2, 2, 70, 71), (1400, 3, 3, 1)])
+def test_batch_norm_does_not_cancel(shape: Any, implementation: str, dtype: Any, rng: Any) -> None:
     # mean(x**2) - mean**2 would lose all digits here: the mean is 1000 deviations off zero.
-    x = rng.standard_normal((8, 2, 16, 16)) + 1000
+    x = rng.standard_normal(shape) + 1000
     x = x.astype(dtype)
     _, mean, var = cnnx.batch_norm2d(x, return_stats=True)
     # float32 keeps 1000 to 6e-5, which averages out over 2048 numbers; the mean itself is rounded
@@ -313,7 +315,32 @@ def test_batch_norm_does_not_cancel(implementation: str, dtype: Any, rng: Any) -
     assert_close(mean, x.astype(np.float64).mean(axis=(0, 2, 3)), roundings=45)  # sqrt(2048)
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (1, 2, 3, 3), (2, 3, 7, 9)])
+# Rows of a vector and a bit; of less than one; more than a block of 4096 numbers of each.
+@pytest.mark.parametrize(
+    "shape", [(4, 3, 5, 6), (3, 2, 1, 2), (2, 2, 70, 71), (1400, 3, 3, 1), (2, 3, 7, 9)]
+)
+@pytest.mark.parametrize("kind", ["relu", "relu6"])
+def test_batch_norm_with_activation(
+    kind: str, shape: Any, implementation: str, dtype: Any, rng: Any
+) -> None:
+    x, weight, bias, grad_out = norm_inputs(rng, dtype, shape)
+    weight *= 4  # beyond ReLU6's ceiling
+    plain, mean, var = cnnx.batch_norm2d(x, weight, bias, return_stats=True)
+    fused = cnnx.batch_norm2d(x, weight, bias, activation=kind)
+    assert_array_equal(fused, getattr(cnnx, kind)(plain))
+    assert_array_equal(cnnx.batch_norm2d(x, weight, bias, mean, var, activation=kind), fused)
+    by_plain = getattr(cnnx, f"{kind}_backward")(grad_out, plain)
+    for grad, known in zip(
+        cnnx.batch_norm2d_backward(grad_out, x, weight, bias=bias, activation=kind),
+        cnnx.batch_norm2d_backward(by_plain, x, weight),
+        strict=True,
+    ):
+        assert_array_equal(grad, known)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 3, 5, 6), (1, 2, 3, 3), (2, 3, 7, 9), (40, 2, 1, 2), (6, 2, 4, 4)]
+)
 def test_batch_norm_gradients(shape: Any, implementation: str, dtype: Any, rng: Any) -> None:
     x, weight, bias, grad_out = norm_inputs(rng, dtype, shape)
     grads = cnnx.batch_norm2d_backward(grad_out, x, weight)

@@ -486,6 +486,7 @@ def test_show_config(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     if KERNELS is not None:
         assert facts["instruction set"] in ISAS
         assert facts["instruction sets here"] == ", ".join(ISAS)
+        assert facts["memory pool"].startswith("in_use ")
 
 
 def test_show_config_without_kernels(tmp_path: Path) -> None:
@@ -595,6 +596,12 @@ def test_winograd_is_remembered(winograd_as_before: None) -> None:
     for on in (False, True, True, False):
         cnnx.set_winograd(on)
         assert KERNELS_MODULE.set_winograd(on) == on
+
+
+def test_memory_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_compiled", None)
+    cnnx.empty_cache()
+    assert set(cnnx.memory_stats().values()) == {0}
 
 
 @pytest.mark.parametrize("value", [1, 0, None, "on", "False"])

@@ -223,10 +223,11 @@ def test_modes_reach_every_layer() -> None:
     assert modes() == {(True, False)}
 
 
-def test_freezing_keeps_the_results_bits() -> None:
+def test_freezing_keeps_the_results() -> None:
     model, x = net().eval(), np.ones((2, 1, 2, 2), np.float32)
     out = model(x).copy()
-    assert_array_equal(model.freeze()(x), out)
+    # The normalisation's factor is rounded into the weights: some roundings of numbers below 1.
+    np.testing.assert_allclose(model.freeze()(x), out, rtol=0, atol=1e-6)
     model.unfreeze().params["5.bias"] += 1
     assert_array_equal(model(x), out + 1)
 

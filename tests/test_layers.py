@@ -71,6 +71,11 @@ LAYERS: list[tuple[str, Callable[[], Any], tuple[int, ...]]] = [
     ("Softmax-axis", lambda: cnnx.Softmax(axis=1), IMAGE),
     ("BatchNorm2D", lambda: cnnx.BatchNorm2D(4, dtype="float64"), IMAGE),
     ("BatchNorm2D-plain", lambda: cnnx.BatchNorm2D(4, affine=False, dtype="float64"), IMAGE),
+    (
+        "BatchNorm2D-relu",
+        lambda: cnnx.BatchNorm2D(4, activation="relu", dtype="float64"),
+        IMAGE,
+    ),
     ("Dropout", lambda: cnnx.Dropout(0.3, rng=1), IMAGE),
     (
         "Sequential",
@@ -542,3 +547,39 @@ def test_dropout_does_nothing_after_eval() -> None:
     fresh = cnnx.Dropout(0.9, rng=3)
     assert_array_equal(drop.train()(x), fresh(x))  # eval drew no numbers
     assert_array_equal(cnnx.Dropout(0.0)(x), x)
+
+
+def test_fused_activations_are_the_layers_apart(backend: str, rng: np.random.Generator) -> None:
+    x, grad_out = rng.standard_normal((2, 3, 4, 5, 6))
+    for kind, layer in (("relu", cnnx.ReLU), ("relu6", cnnx.ReLU6)):
+        fused = cnnx.BatchNorm2D(4, activation=kind, dtype="float64")
+        apart = cnnx.Sequential(cnnx.BatchNorm2D(4, dtype="float64"), layer())
+        fused.params["weight"] *= 5  # beyond ReLU6's ceiling
+        apart.params["0.weight"] *= 5
+        assert_array_equal(fused(x), apart(x))
+        assert_array_equal(fused.backward(grad_out), apart.backward(grad_out))
+        assert_array_equal(fused.grads["weight"], apart.grads["0.weight"])
+    with pytest.raises(
+        ValueError, match="activation is 'tanh', expected one of None, 'relu', 'relu6'"
+    ):
+        cnnx.BatchNorm2D(4, activation="tanh")  # type: ignore[arg-type]
+
+
+def test_no_gradient_for_images_that_need_none(rng: np.random.Generator) -> None:
+    model = cnnx.Sequential(
+        cnnx.Sequential(cnnx.Conv2D(2, 3, 3)), cnnx.Flatten(), cnnx.Dense(12, 2)
+    )
+    x = rng.standard_normal((2, 2, 4, 4)).astype(np.float32)
+    out = model(x)
+    assert model.backward(out).shape == x.shape
+    known = {name: grad.copy() for name, grad in model.grads.items()}
+    model.needs_input_grad = False
+    assert model.backward(out) is None
+    for name, grad in model.grads.items():
+        assert_array_equal(grad, known[name])
+    assert model[2].needs_input_grad
+    model.needs_input_grad = True
+    assert model.backward(out).shape == x.shape
+    foreign = cnnx.Sequential()
+    foreign.needs_input_grad = False  # nobody to tell
+    assert foreign.needs_input_grad

@@ -88,3 +88,12 @@ def test_mixed_dtypes_are_promoted(backend: str, rng: np.random.Generator) -> No
     out = cnnx.linear(x.astype(np.float32), weight)
     assert out.dtype == np.float64
     assert_array_equal(out, naive.linear(x, weight))
+
+
+def test_bias_gradient_of_many_rows_and_columns(implementation: str, dtype: Any, rng: Any) -> None:
+    # Whole numbers: their sums are exact. 600 rows and 70 columns are more than a block of either.
+    grad_out = rng.integers(-9, 10, (600, 70)).astype(dtype)
+    x, weight = np.zeros((600, 2), dtype), np.zeros((2, 70), dtype)
+    _, _, grad_bias = cnnx.linear_backward(grad_out, x, weight)
+    assert grad_bias.dtype == dtype
+    np.testing.assert_array_equal(grad_bias, grad_out.sum(axis=0))

@@ -70,6 +70,17 @@ def test_cross_entropy_is_its_formula(backend: str, rng: Any, kind: str, smoothi
     assert_allclose(loss.backward(), numeric, rtol=0, atol=3e-9)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_of_many_classes(implementation: str, rng: Any, smoothing: float) -> None:
+    # More classes than a vector has lanes, and a rest; labels and their table are one target.
+    pred, labels = 3 * rng.standard_normal((9, 37)), rng.integers(0, 37, 9)
+    by_label, by_table = cnnx.SoftmaxCrossEntropy(smoothing), cnnx.SoftmaxCrossEntropy(smoothing)
+    value = by_label(pred, labels)
+    assert value == pytest.approx(cross_entropy(pred, np.eye(37)[labels], smoothing), rel=1e-13)
+    assert by_table(pred, np.eye(37)[labels]) == pytest.approx(value, rel=1e-13)
+    assert_allclose(by_label.backward(), by_table.backward(), rtol=0, atol=1e-15)  # of at most 1/9
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.int64, np.uint64])
 def test_labels_of_every_integer_dtype(kind: Any) -> None:
     pred = np.log(np.array([[1.0, 3.0]]))

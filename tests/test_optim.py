@@ -118,7 +118,7 @@ def run(model: Model, optimizer: Any, rates: list[float], first: int = 1) -> Non
 RATES = [0.1, 0.1, 0.05, 0.2, 0.01, 0.3]
 
 
-def test_steps_are_pytorch_s(rule: tuple[Any, Rule], dtype: Any) -> None:
+def test_steps_are_pytorch_s(rule: tuple[Any, Rule], implementation: str, dtype: Any) -> None:
     optimizer, step = rule
     expected = expected_after(Model(dtype), step, RATES)
     model = Model(dtype)
@@ -127,6 +127,26 @@ def test_steps_are_pytorch_s(rule: tuple[Any, Rule], dtype: Any) -> None:
         assert param.dtype == dtype
         # Six steps of about ten roundings each, on numbers below 4.
         assert_allclose(param, expected[name], rtol=0, atol=60 * 4 * float(np.finfo(dtype).eps))
+
+
+def test_every_element_and_every_layout(rule: tuple[Any, Rule], backend: str, rng: Any) -> None:
+    # More than one task of 8192 numbers, with a rest; then arrays with gaps, and of another dtype.
+    optimizer, step = rule
+    model = Model()
+    start, grad = rng.standard_normal((2, 3, 5555))
+    spread = np.zeros((3, 5555, 2))
+    model.params = {"plain": start.copy(), "spread": spread[..., 0], "half": np.float32([1.5])}
+    model.params["spread"][...] = start
+    model.grads = {"plain": grad, "spread": grad.T.copy().T, "half": np.array([0.5])}
+    optimizer.step(model)
+    for index in ((0, 0), (1, 2636), (1, 2637), (2, 5554)):
+        known = step(float(start[index]), float(grad[index]), 0.1, 1, {})
+        for name in ("plain", "spread"):
+            assert model.params[name][index] == pytest.approx(known, rel=1e-13, abs=1e-13)
+    assert_allclose(model.params["spread"], model.params["plain"], rtol=1e-13, atol=1e-13)
+    assert not spread[..., 1].any()
+    assert model.params["half"].dtype == np.float32
+    assert float(model.params["half"][0]) == pytest.approx(step(1.5, 0.5, 0.1, 1, {}), rel=1e-6)
 
 
 def test_updates_are_in_place(rule: tuple[Any, Rule]) -> None:

@@ -632,10 +632,10 @@ def test_views_keep_their_memory(backend: str) -> None:
 
 @needs_kernels
 def test_memory_is_used_again(compiled: ModuleType) -> None:
-    compiled.empty_cache()
+    cnnx.empty_cache()
     x = np.ones((3, 5000))
     first = cnnx.relu(x)
-    address, before = first.ctypes.data, compiled.memory_stats()
+    address, before = first.ctypes.data, cnnx.memory_stats()
     view = first[1:]
     del first
     other = cnnx.relu(x)
@@ -643,12 +643,12 @@ def test_memory_is_used_again(compiled: ModuleType) -> None:
     del view
     again = cnnx.relu(x)
     assert again.ctypes.data == address
-    after = compiled.memory_stats()
+    after = cnnx.memory_stats()
     assert after["hits"] == before["hits"] + 1
     assert after["in_use"] > before["in_use"]
     del other, again
-    compiled.empty_cache()
-    assert compiled.memory_stats()["cached"] == 0
+    cnnx.empty_cache()
+    assert cnnx.memory_stats()["cached"] == 0
 
 
 @needs_kernels
@@ -663,20 +663,51 @@ def test_memory_from_many_threads(compiled: ModuleType) -> None:
         for array, value in alive:
             assert_array_equal(array, np.full(array.shape, value))
 
-    before = compiled.memory_stats()["in_use"]
+    before = cnnx.memory_stats()["in_use"]
     in_threads([lambda s=s: job(s) for s in range(6)], 6)
     gc.collect()
-    assert compiled.memory_stats()["in_use"] == before
+    assert cnnx.memory_stats()["in_use"] == before
 
 
 @needs_kernels
 def test_memory_dies_in_another_thread(compiled: ModuleType) -> None:
     arrays = [cnnx.relu(np.full(1000, float(i))) for i in range(50)]
-    before = compiled.memory_stats()["in_use"]
+    before = cnnx.memory_stats()["in_use"]
     thread = threading.Thread(target=arrays.clear)
     thread.start()
     thread.join()
-    assert compiled.memory_stats()["in_use"] < before
+    assert cnnx.memory_stats()["in_use"] < before
+
+
+@needs_kernels
+def test_kept_memory_is_bounded(compiled: ModuleType) -> None:
+    cnnx.empty_cache()
+    limit = cnnx.memory_stats()["limit"]
+    for part in (16, 5, 3, 2) * 2:  # never written to, so that no page of it is real
+        compiled.empty((limit // part // 4,), "float32")
+        assert 0 < cnnx.memory_stats()["cached"] <= limit
+    compiled.empty((limit // 2,), "float32")  # of twice the limit
+    assert cnnx.memory_stats()["cached"] <= limit
+    assert cnnx.memory_stats()["peak"] >= 2 * limit
+    cnnx.empty_cache()
+
+
+@needs_kernels
+def test_sizes_no_longer_used_make_room(compiled: ModuleType) -> None:
+    cnnx.empty_cache()
+    limit = cnnx.memory_stats()["limit"]
+    old, new = limit // 4 // 4, limit // 5 // 4
+    kept = [compiled.empty((old,), "float32") for _ in range(4)]
+    del kept  # all four, or with their headers three of them
+    assert cnnx.memory_stats()["cached"] > limit // 2
+    for _ in range(10):
+        pair = [compiled.empty((new,), "float32") for _ in range(2)]
+        del pair
+    before = cnnx.memory_stats()
+    pair = [compiled.empty((new,), "float32") for _ in range(2)]
+    assert cnnx.memory_stats()["misses"] == before["misses"]
+    del pair
+    cnnx.empty_cache()
 
 
 def test_exit_with_live_arrays(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ static inline T FN(tanh)(T x) { return TANH(x); }
 #define BELOW(v, limit, a, b) ((v) < (limit) ? (a) : (b))
 #endif
 
+static inline V FN(relu6)(V v) { return FN(relu)(ABOVE(v, 6, (V){0} + 6, v)); }
+
 static inline V FN(sigmoid)(V v) { return 1 / (1 + FN(exp)(-v)); }
 
 #define SQRT1_2 ((T)0.70710678118654752440)
@@ -102,11 +104,10 @@ static inline V FN(twice_normal)(V v)
 /* The activation of kind `kind`, which the compiler ought to know. */
 static ALWAYS_INLINE V FN(activate_vector)(V v, const int kind, T alpha)
 {
-    const V zero = {0};
     switch (kind) {
     case CNNX_RELU: return FN(relu)(v);
     case CNNX_LEAKY_RELU: return BELOW(v, 0, alpha * v, v);
-    case CNNX_RELU6: return BELOW(v, 0, zero, ABOVE(v, 6, zero + 6, v));
+    case CNNX_RELU6: return FN(relu6)(v);
     case CNNX_SIGMOID: return FN(sigmoid)(v);
     case CNNX_TANH: return FN(tanh)(v);
     case CNNX_GELU: return (T)0.5 * v * FN(twice_normal)(v);
@@ -154,6 +155,7 @@ static inline V FN(fused)(V v, int activation)
     case CNNX_RELU: return FN(relu)(v);
     case CNNX_SIGMOID: return FN(fused_sigmoid)(v);
     case CNNX_TANH: return FN(fused_tanh)(v);
+    case CNNX_RELU6: return FN(relu6)(v);
     default: return v;
     }
 }
@@ -161,9 +163,22 @@ static inline V FN(fused)(V v, int activation)
 static inline T FN(activate)(T v, int activation)
 {
     if (activation <= CNNX_RELU) return activation == CNNX_RELU && v < 0 ? 0 : v; /* keeps NaN */
+    if (activation == CNNX_RELU6) return v < 0 ? 0 : v > 6 ? 6 : v;
     T lane[VL];
     *(VU *)lane = FN(fused)((V){0} + v, activation);
     return lane[0];
+}
+
+/* A row in place. Its rest takes one vector, not one for each number. */
+static inline void FN(activate_row)(T *to, int64_t n, int activation)
+{
+    int64_t j = 0;
+    for (; j + VL <= n; j += VL) *(VU *)(to + j) = FN(fused)(*(const VU *)(to + j), activation);
+    if (j == n) return;
+    T lane[VL] = {0};
+    memcpy(lane, to + j, (size_t)(n - j) * sizeof(T));
+    *(VU *)lane = FN(fused)(*(const VU *)lane, activation);
+    memcpy(to + j, lane, (size_t)(n - j) * sizeof(T));
 }
 #undef ABOVE
 #undef BELOW

@@ -16,6 +16,7 @@
 #include "pool.inc.h"
 #include "elementwise.inc.h"
 #include "norm.inc.h"
+#include "optim.inc.h"
 
 const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .isa = STRING(ISA),
@@ -51,8 +52,12 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .avg_pool_backward = FN(avg_pool_backward),
     .activation = FN(activation),
     .activation_backward = FN(activation_backward),
+    .add = FN(add),
     .softmax = FN(softmax),
     .softmax_backward = FN(softmax_backward),
+    .cross_entropy = FN(cross_entropy),
+    .sgd = FN(sgd),
+    .adam = FN(adam),
     .norm_stats = FN(norm_stats),
     .norm = FN(norm),
     .norm_backward = FN(norm_backward),

@@ -290,14 +290,8 @@ static void FN(direct_image)(const cnnx_conv *p, int64_t image, int64_t i0, int6
             FN(pair_panel)(p, w, offset, bias, rows, strip, y);
         else
             FN(direct_panel)(p, w, offset, bias, mr, rows, strip, y);
-        if (p->activation > CNNX_RELU)
-            for (int64_t r = 0; r < mr; r++)
-                for (int64_t i = 0; i < rows; i++) {
-                    T *to = y + r * area + i * p->YW; /* only a forward has one: it is dense */
-                    int64_t j = 0;
-                    for (; j + VL <= p->cols; j += VL) *(VU *)(to + j) = FN(fused)(*(const VU *)(to + j), p->activation);
-                    for (; j < p->cols; j++) to[j] = FN(activate)(to[j], p->activation);
-                }
+        if (p->activation > CNNX_RELU) /* only a forward has one: it is dense, and rows lie together */
+            for (int64_t r = 0; r < mr; r++) FN(activate_row)(y + r * area, rows * p->cols, p->activation);
     }
 }
 

@@ -1,4 +1,4 @@
-/* Activations as operations of their own, and softmax; forward and backward. */
+/* Activations as operations of their own, sums of two arrays, and softmax; forward and backward. */
 
 static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
 {
@@ -50,7 +50,7 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
 {
     const cnnx_elementwise *p = problem;
     (void)scratch;
-    const T *x = p->x, *g = p->grad, alpha = (T)p->alpha;
+    const T *x = p->x, *g = p->other, alpha = (T)p->alpha;
     T *y = p->y;
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
     if (p->from_output) {
@@ -62,6 +62,16 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
         EACH_KIND(CALL)
 #undef CALL
     }
+}
+
+static void FN(add)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_elementwise *p = problem;
+    (void)scratch;
+    const T *x = p->x, *g = p->other;
+    T *y = p->y;
+    const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
+    EACH_VECTOR(v + grad);
 }
 #undef EACH_KIND
 #undef EACH_VECTOR
@@ -101,4 +111,55 @@ static void FN(softmax_backward)(const void *problem, int64_t task, void *scratc
     const T total = (T)sum;
     for (int64_t k = 0; k < p->classes; k++)
         to[k] = p->log ? g[k] - EXP(y[k]) * total : y[k] * (g[k] - total);
+}
+
+/* The sum of exp(x[k] - top), which y keeps. */
+static double FN(exponentials)(const T *x, int64_t n, T top, T *y)
+{
+    V sum = {0};
+    for (int64_t k = 0; k < n; k += VL) {
+        const int64_t some = n - k < VL ? n - k : VL;
+        T lane[VL] = {0};
+        memcpy(lane, x + k, (size_t)some * sizeof(T));
+        *(VU *)lane = FN(exp)(*(const VU *)lane - top);
+        for (int64_t l = some; l < VL; l++) lane[l] = 0;
+        memcpy(y + k, lane, (size_t)some * sizeof(T));
+        sum += *(const VU *)lane;
+    }
+    return (double)FN(sum_lanes)(sum);
+}
+
+static void FN(cross_entropy)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_softmax *p = problem;
+    (void)scratch;
+    const T *x = (const T *)p->x + task * p->classes;
+    T *y = (T *)p->y + task * p->classes, top = x[0];
+    for (int64_t k = 1; k < p->classes; k++)
+        if (x[k] > top) top = x[k];
+    const double sum = FN(exponentials)(x, p->classes, top, y), shift = (double)top + log(sum);
+    const double rows = (double)p->rows, kept = 1 - p->smoothing, even = p->smoothing / (double)p->classes;
+    if (p->labels && even == 0) { /* most classes are not wanted at all */
+        const int64_t label = p->labels[task];
+        const T scale = (T)(1 / (sum * rows));
+        for (int64_t k = 0; k < p->classes; k++) y[k] *= scale;
+        y[label] -= (T)(1 / rows);
+        p->loss[task] = shift - (double)x[label];
+        return;
+    }
+    const T *table = p->labels ? NULL : (const T *)p->grad + task * p->classes;
+    double loss = 0, total = 0;
+    for (int64_t pass = 0; pass < 2; pass++) { /* the gradient needs the total */
+        const T scale = (T)(total / (sum * rows));
+        for (int64_t k = 0; k < p->classes; k++) {
+            const double wanted = kept * (table ? (double)table[k] : k == p->labels[task]) + even;
+            if (pass) {
+                y[k] = y[k] * scale - (T)(wanted / rows);
+            } else {
+                if (wanted != 0) loss += wanted * (shift - (double)x[k]); /* a score ruled out is infinite */
+                total += wanted;
+            }
+        }
+    }
+    p->loss[task] = loss;
 }

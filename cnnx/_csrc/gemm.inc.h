@@ -36,10 +36,11 @@ FN(store_tile)(V acc[MR][NV], T *c, int64_t ldc, const T *bias, int first, int l
             if (!first) v += *(const VU *)p;
             else if (bias) v += bias[i];
             if (last && activation == CNNX_RELU) v = FN(relu)(v);
+            if (last && activation == CNNX_RELU6) v = FN(relu6)(v);
             *(VU *)p = v;
         }
     }
-    if (last && activation > CNNX_RELU)
+    if (last && activation > CNNX_RELU && activation != CNNX_RELU6)
         for (int i = 0; i < MR; i++)
             for (int j = 0; j < NV; j++) {
                 T *p = c + i * ldc + j * VL;

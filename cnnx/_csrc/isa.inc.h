@@ -54,6 +54,7 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define EXP expf
 #define TANH tanhf
 #define ERFC erfcf
+#define SQRT sqrtf
 #if defined(SHUFFLE)
 #define WINOGRAD
 #endif
@@ -65,6 +66,7 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #undef EXP
 #undef TANH
 #undef ERFC
+#undef SQRT
 
 #define T double
 #define SIZE 8
@@ -72,4 +74,5 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define EXP exp
 #define TANH tanh
 #define ERFC erfc
+#define SQRT sqrt
 #include "bodies.inc.h"

@@ -121,7 +121,7 @@ typedef struct {
 
 /* Elementwise work on n values, in tasks of CNNX_CHUNK. */
 typedef struct {
-    const void *x, *grad;          /* grad: the output's gradient, NULL in the forward */
+    const void *x, *other;         /* other: add's second operand; backward: the output's gradient */
     void *y;
     int64_t n;
     int kind, from_output;
@@ -129,22 +129,41 @@ typedef struct {
 } cnnx_elementwise;
 enum { CNNX_CHUNK = 8192 };
 
-/* Softmax of each of `rows` rows of `classes`; a task is one row. Backward: x is the forward's output. */
+/* One step of an optimizer on n parameters, in tasks of CNNX_CHUNK; in place. Not all apply to each. */
+typedef struct {
+    void *param, *velocity, *mean, *square;
+    const void *grad;
+    int64_t n;
+    double lr, decay, momentum, beta1, beta2, eps;
+    double shrink;                 /* adam: what param is multiplied with first, AdamW's decay */
+    double root;                   /* adam: what sqrt(square) is divided by, its correction of bias */
+    int nesterov;
+} cnnx_optim;
+
+/* Softmax of each of `rows` rows of `classes`; a task is one row. Backward: x is the forward's output.
+ * cross_entropy: loss[row] = - sum over k of t[k] * log_softmax(x)[k] with t = (1 - smoothing) * (1 for the
+ * row's label, or without labels grad[row, k]) + smoothing / classes; y is the gradient of the mean of `loss`. */
 typedef struct {
     const void *x, *grad;
     void *y;
     int64_t rows, classes;
     int log;
+    const int64_t *labels;         /* checked */
+    double *loss, smoothing;
 } cnnx_softmax;
 
-/* Batch normalisation over (N, C, H*W); a task is one channel. Pointers that do not apply are NULL. */
+/* Batch normalisation over (N, C, H*W); a task is one channel. Pointers that do not apply are NULL.
+ * norm: y = act((x - mean) / sqrt(var + eps) * weight + bias), with batch_stats after norm_stats, which
+ * fills mean and var. norm_backward: batch_stats says that they came from x; grad is y's gradient.
+ * The activation is relu, relu6 or none. */
 typedef struct {
     const void *x, *grad, *weight, *bias;
     void *mean, *var, *y, *grad_weight, *grad_bias;
     int64_t N, C, area;
     double eps;
-    int batch_stats;
+    int batch_stats, activation;
 } cnnx_norm;
+enum { CNNX_COLUMNS = 64 };
 
 typedef void (*cnnx_task)(const void *problem, int64_t task, void *scratch);
 
@@ -175,12 +194,15 @@ typedef struct {
     cnnx_task conv_weight;
     /* task < M*groups: adds the pieces of one row of grad. Only when pieces > 1. */
     cnnx_task conv_weight_sum;
-    /* conv_bias: y[c] = sum over n, p of grad[n, c, p] (cnnx_norm with grad, y, N, C, area). */
+    /* conv_bias: y[c] = sum over n, p of grad[n, c, p] (cnnx_norm with grad, y, N, C, area); where the area is
+     * 1, a task is CNNX_COLUMNS channels. */
     cnnx_task conv_bias;
     cnnx_task matmul;
     cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward;
     cnnx_task activation, activation_backward;
-    cnnx_task softmax, softmax_backward;
+    cnnx_task add;                 /* y = x + other */
+    cnnx_task softmax, softmax_backward, cross_entropy;
+    cnnx_task sgd, adam;
     cnnx_task norm_stats, norm, norm_backward;
 } cnnx_kernels;
 

@@ -2,8 +2,9 @@
  *
  * Writing fresh memory costs page faults, a third of the time of a large layer. Blocks are kept by size
  * class, four to a power of two, so at most a fifth of a block is slack; the last one given is the
- * first taken, while it is still in a cache. What is kept is bounded: a block that would exceed the
- * limit sends everything kept back to the system, so that sizes no longer used do not stay for ever.
+ * first taken, while it is still in a cache. What is kept is bounded: a block that would exceed the limit
+ * goes back to the system. When as many bytes were missed as may be kept, what is kept is of sizes that
+ * are no longer used, and all of it goes.
  */
 #include "kernels.h"
 
@@ -44,6 +45,7 @@ enum { HEADER = 64, SMALLEST = 8, BINS = 4 * (48 - SMALLEST) };
 
 static header *bins[BINS];
 static cnnx_pool_stats stats = {.limit = (size_t)1 << 28};
+static size_t missed; /* bytes since all was last sent back */
 
 /* Smallest class of at least `bytes`: classes are (4..7) << e. -1 where there is none. */
 static int bin_of(size_t bytes, size_t *size)
@@ -66,7 +68,7 @@ static header *drain(void)
             h->next = all;
             all = h;
         }
-    stats.cached = 0;
+    stats.cached = missed = 0;
     return all;
 }
 
@@ -86,15 +88,18 @@ void *cnnx_take(size_t bytes)
     const int bin = bin_of(bytes + HEADER, &size);
     if (bin < 0) return NULL;
     enter();
-    header *h = bins[bin];
+    header *h = bins[bin], *drop = NULL;
     if (h) {
         bins[bin] = h->next;
         stats.cached -= size;
         stats.hits++;
     } else {
         stats.misses++;
+        missed += size;
+        if (missed > stats.limit && stats.cached + size > stats.limit) drop = drain();
     }
     leave();
+    release(drop);
     if (!h && !(h = system_take(size))) {
         cnnx_pool_empty(); /* what is kept may be what is missing */
         if (!(h = system_take(size))) return NULL;
@@ -111,20 +116,17 @@ void *cnnx_take(size_t bytes)
 void cnnx_give(void *block)
 {
     if (!block) return;
-    header *h = (header *)((char *)block - HEADER), *drop = NULL;
+    header *h = (header *)((char *)block - HEADER);
     enter();
     stats.in_use -= h->size;
-    if (stats.cached + h->size > stats.limit) drop = drain();
-    if (h->size > stats.limit) {
-        h->next = drop;
-        drop = h;
-    } else {
+    const int keep = stats.cached + h->size <= stats.limit;
+    if (keep) {
         h->next = bins[h->bin];
         bins[h->bin] = h;
         stats.cached += h->size;
     }
     leave();
-    release(drop);
+    if (!keep) system_give(h);
 }
 
 void cnnx_pool_empty(void)

@@ -2,7 +2,7 @@
 
 Every ``_backward`` takes the gradient of the output and then what the forward took. What a layer
 that kept its output needs instead are the two ``*_backward_from_output`` functions, private to the
-library.
+library like the sum, which is a residual block's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from cnnx.functional._arguments import Array, choice, empty, floats, number, req
 
 _X = (("x", None, "", True),)
 _GRAD_AND_X = (("grad_out", None, "", True), ("x", None, "", True))
+_SUM = (("body(x)", None, "", True), ("shortcut(x)", None, "", True))
 _GRAD_AND_Y = (("grad_out", None, "", True), ("y", None, "", True))
 
 
@@ -60,6 +61,15 @@ def activation_backward_from_output(grad_out: Array, y: Array, kind: str | None)
     if y.size:
         _dispatch.backend().activation_backward_from_output(grad_out, y, kind, grad_x)
     return grad_x
+
+
+def add(x: Array, other: Array) -> Array:
+    """Return x + other, for arrays of one shape."""
+    x, other = floats(_SUM, x, other)
+    out = _like(x)
+    if x.size:
+        _dispatch.backend().add(x, other, out)
+    return out
 
 
 # ---------------------------------------------------------------- elementwise

@@ -27,6 +27,7 @@ Signature = tuple[tuple[str, int | None, str, bool], ...]
 
 IMAGES = "(N, C, H, W)"
 _LARGEST = 2**31 - 1  # so that sizes times strides stay within 64 bits
+_ARRAY = np.ndarray
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _DTYPE_NAMES = {"f": "float32", "d": "float64"}
 
@@ -43,16 +44,17 @@ def floats(signature: Signature, *values: object) -> Any:
     dtype = getattr(values[0], "dtype", None)
     if dtype is not _FLOAT32 and dtype is not _FLOAT64:
         return _to_floats(signature, values)
-    for (_, ndim, _, required), value in zip(signature, values, strict=True):
-        if value is None and not required:
+    for (_, ndim, _, required), value in zip(signature, values):  # noqa: B905 (strict costs 0.1 us)
+        if type(value) is _ARRAY:
+            if (
+                value.dtype is dtype
+                and (value.ndim == ndim or ndim is None)
+                and value.flags.carray  # C-contiguous, aligned and writeable
+            ):
+                continue
+        elif value is None and not required:
             continue
-        if not (
-            type(value) is np.ndarray
-            and value.dtype is dtype
-            and (value.ndim == ndim or ndim is None)
-            and value.flags.carray  # C-contiguous, aligned and writeable
-        ):
-            return _to_floats(signature, values)
+        return _to_floats(signature, values)
     return values
 
 

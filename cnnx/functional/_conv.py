@@ -7,7 +7,7 @@ that has the same weight, so each of the two is built from the other's three ker
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -86,6 +86,11 @@ def _fold(grad: Array, pads: _shapes.Pads, mode: str, out_shape: _shapes.Shape) 
 # ---------------------------------------------------------------- convolution
 
 
+def prepared() -> Any:
+    """Return an object for a frozen layer's packed weights."""
+    return _dispatch.backend().prepared()
+
+
 def conv2d(
     x: Array,
     weight: Array,
@@ -153,6 +158,30 @@ def conv2d(
     >>> cnnx.conv2d(x, np.ones((5, 1, 3, 3)), stride=2, padding="same").shape
     (1, 5, 2, 2)
     """
+    choice(activation, "activation", ACTIVATIONS)
+    choice(padding_mode, "padding_mode", _MODES)
+    return forward(
+        x, weight, bias, stride, padding, dilation, groups, padding_mode, activation, out
+    )
+
+
+def forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: IntOrPair,
+    padding: PaddingLike,
+    dilation: IntOrPair,
+    groups: int,
+    padding_mode: str,
+    activation: str | None,
+    out: Array | None = None,
+    prepared: Any = None,
+) -> Array:
+    """Do what `conv2d` says; a frozen layer keeps its packed weights in `prepared`.
+
+    The activation may also be "relu6" here.
+    """
     arrays = x, weight, bias
     x, weight, bias = floats((_X, _WEIGHT, _BIAS), x, weight, bias)
     groups = integer(groups, "groups", 1)
@@ -166,8 +195,6 @@ def conv2d(
     )
     if bias is not None:
         require_shape("bias", bias, (out_shape[1],), "one number for each filter")
-    choice(activation, "activation", ACTIVATIONS)
-    choice(padding_mode, "padding_mode", _MODES)
     if padding_mode != "zeros":
         _check_mode(padding_mode, x.shape, pads)
     out = empty(out_shape, x) if out is None else output(out, out_shape, x, *arrays)
@@ -175,7 +202,9 @@ def conv2d(
         return out
     if padding_mode != "zeros":
         x, pads = _extend(x, pads, padding_mode), _NO_PADS
-    _dispatch.backend().conv2d(x, weight, bias, strides, pads, dilations, groups, activation, out)
+    _dispatch.backend().conv2d(
+        x, weight, bias, strides, pads, dilations, groups, activation, out, prepared
+    )
     return out
 
 

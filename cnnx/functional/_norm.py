@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cnnx import _dispatch
-from cnnx.functional._arguments import IMAGES, Array, empty, flag, floats, number, require_shape
+from cnnx.functional._arguments import (
+    IMAGES,
+    Array,
+    choice,
+    empty,
+    flag,
+    floats,
+    number,
+    require_shape,
+)
+
+NormActivation = Literal["relu", "relu6"] | None
+
+ACTIVATIONS = (None, "relu", "relu6")  # what can be fused: those whose slope costs next to nothing
 
 _PARAMETERS = tuple((name, 1, "(C,)", False) for name in ("weight", "bias", "mean", "var"))
 _FORWARD = (("x", 4, IMAGES, True), *_PARAMETERS)
 _BACKWARD = (
     ("grad_out", 4, IMAGES, True),
     ("x", 4, IMAGES, True),
-    _PARAMETERS[0],
-    *_PARAMETERS[2:],
+    *_PARAMETERS,
 )
 
 
@@ -30,12 +42,9 @@ def _check_shapes(x: Array, **parameters: Array | None) -> None:
         raise ValueError(f"only {given[0]} is given, expected both mean and var or neither")
 
 
-def _batch_stats(x: Array) -> tuple[Array, Array]:
-    if not x.shape[0]:  # nothing to average
-        return np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
-    mean, var = empty(x.shape[1:2], x), empty(x.shape[1:2], x)
-    _dispatch.backend().batch_norm2d_stats(x, mean, var)
-    return mean, var
+def _no_stats(x: Array) -> tuple[Array, Array]:
+    """Room for the mean and the variance; zeros for an empty batch, where there is none."""
+    return np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
 
 
 def batch_norm2d(
@@ -46,8 +55,10 @@ def batch_norm2d(
     var: Array | None = None,
     eps: float = 1e-5,
     return_stats: bool = False,
+    *,
+    activation: NormActivation = None,
 ) -> Any:
-    """Return (x - mean) / sqrt(var + eps) * weight + bias, channel by channel.
+    """Return activation((x - mean) / sqrt(var + eps) * weight + bias), channel by channel.
 
     Parameters
     ----------
@@ -62,6 +73,8 @@ def batch_norm2d(
         Added to the variance.
     return_stats : bool
         Also return mean and var.
+    activation : {None, "relu", "relu6"}
+        Applied to the result while it is stored.
 
     Returns
     -------
@@ -75,7 +88,8 @@ def batch_norm2d(
     TypeError
         If an array is not a NumPy array of float32 or float64, or eps no number.
     ValueError
-        If shapes do not fit each other, only one of mean and var is given, or eps is negative.
+        If shapes do not fit each other, only one of mean and var is given, eps is negative, or the
+        activation is unknown.
 
     Examples
     --------
@@ -89,11 +103,14 @@ def batch_norm2d(
     _check_shapes(x, weight=weight, bias=bias, mean=mean, var=var)
     eps = number(eps, "eps", 0)
     with_stats = flag(return_stats, "return_stats")
-    if mean is None or var is None:
-        mean, var = _batch_stats(x)
-    out = empty(x.shape, x)
+    choice(activation, "activation", ACTIVATIONS)
+    out, from_batch = empty(x.shape, x), mean is None
+    if from_batch:
+        mean, var = _no_stats(x)
     if x.shape[0]:
-        _dispatch.backend().batch_norm2d(x, weight, bias, mean, var, eps, out)
+        _dispatch.backend().batch_norm2d(
+            x, weight, bias, mean, var, eps, from_batch, activation, out
+        )
     return (out, mean, var) if with_stats else out
 
 
@@ -105,6 +122,9 @@ def batch_norm2d_backward(
     var: Array | None = None,
     eps: float = 1e-5,
     batch_stats: bool | None = None,
+    *,
+    bias: Array | None = None,
+    activation: NormActivation = None,
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of `batch_norm2d` with respect to x, weight and bias.
 
@@ -118,6 +138,9 @@ def batch_norm2d_backward(
         Whether mean and var depend on x, so that the gradient flows through them too. None: they
         do when they are left out, and are constants when they are given. True with given ones:
         they are those of x, kept from the forward, which saves computing them again.
+    bias, activation
+        What `batch_norm2d` was given. With an activation, grad_out is the gradient with respect to
+        what came out of it, and the bias tells where it let the numbers through.
 
     Returns
     -------
@@ -140,20 +163,34 @@ def batch_norm2d_backward(
     >>> grad_x.ravel(), grad_weight, grad_bias
     (array([0., 0., 0.]), array([0.]), array([3.]))
     """
-    grad_out, x, weight, mean, var = floats(_BACKWARD, grad_out, x, weight, mean, var)
-    _check_shapes(x, weight=weight, mean=mean, var=var)
+    grad_out, x, weight, bias, mean, var = floats(_BACKWARD, grad_out, x, weight, bias, mean, var)
+    _check_shapes(x, weight=weight, bias=bias, mean=mean, var=var)
     require_shape("grad_out", grad_out, x.shape, "the shape of x")
     eps = number(eps, "eps", 0)
+    choice(activation, "activation", ACTIVATIONS)
     from_batch = mean is None if batch_stats is None else flag(batch_stats, "batch_stats")
     if mean is None or var is None:
         if not from_batch:
             raise ValueError("batch_stats is False, expected mean and var to be given then")
-        mean, var = _batch_stats(x)
+        mean, var = _no_stats(x)
+        if x.shape[0]:
+            _dispatch.backend().batch_norm2d_stats(x, mean, var)
     grad_x = empty(x.shape, x)
     if not x.shape[0]:
         return grad_x, np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
     grad_weight, grad_bias = empty(x.shape[1:2], x), empty(x.shape[1:2], x)
     _dispatch.backend().batch_norm2d_backward(
-        grad_out, x, weight, mean, var, eps, from_batch, grad_x, grad_weight, grad_bias
+        grad_out,
+        x,
+        weight,
+        bias,
+        mean,
+        var,
+        eps,
+        from_batch,
+        activation,
+        grad_x,
+        grad_weight,
+        grad_bias,
     )
     return grad_x, grad_weight, grad_bias

@@ -1,4 +1,4 @@
-"""Softmax and its logarithm, with their gradients."""
+"""Softmax and its logarithm, with their gradients, and the cross-entropy of labels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 from cnnx import _dispatch
 from cnnx.functional._arguments import Array, empty, floats, integer, require_shape
 
+_FLOAT64 = np.empty(0)
 _X = (("x", None, "", True),)
 _GRAD_AND_X = (("grad_out", None, "", True), ("x", None, "", True))
 _GRAD_AND_Y = (("grad_out", None, "", True), ("y", None, "", True))
@@ -63,6 +64,21 @@ def _backward(log: bool, grad_out: Array, x: Array, axis: int) -> Array:
     _check_axis(x, axis)
     require_shape("grad_out", grad_out, x.shape, "the shape of x")
     return softmax_backward_from_output(grad_out, _forward(log, x, axis), axis, log)
+
+
+def cross_entropy(pred: Array, target: Array, smoothing: float) -> tuple[Array, Array]:
+    """Return each row's loss, in float64, and the gradient of their mean.
+
+    The target is labels (rows,), of any integer dtype, or a table of pred's shape.
+    """
+    losses, grad = empty(pred.shape[:1], _FLOAT64), empty(pred.shape, pred)
+    wanted = np.require(target, np.int64 if target.ndim == 1 else pred.dtype, ["C", "A", "E"])
+    wrong = _dispatch.backend().cross_entropy(pred, wanted, smoothing, losses, grad)
+    if wrong >= 0:
+        raise ValueError(
+            f"target[{wrong}] is {target[wrong]}, expected a class from 0 to {pred.shape[1] - 1}"
+        )
+    return losses, grad
 
 
 def softmax(x: Array, axis: int = -1) -> Array:

@@ -47,6 +47,9 @@ class Layer(ABC):
         Set by :meth:`train` and :meth:`eval`; only BatchNorm2D and Dropout behave differently.
     frozen : bool
         Set by :meth:`freeze`: the parameters are promised not to change.
+    needs_input_grad : bool
+        Set it to False on a net whose images need no gradient: then a first layer with weights
+        returns None from backward and saves the work. :func:`cnnx.fit` does so while it trains.
 
     Examples
     --------
@@ -76,7 +79,9 @@ class Layer(ABC):
     buffers: dict[str, Array]
     training = True
     frozen = False
+    needs_input_grad = True
     _saved: tuple[Any, ...] | None = None
+    _kept: Any = None  # what a frozen layer has derived from its parameters
 
     def __init__(self) -> None:
         self.params = {}
@@ -113,7 +118,7 @@ class Layer(ABC):
     def train(self: L) -> L:
         """Switch to training behaviour, and unfreeze; return the layer."""
         self.training = True
-        self.frozen = False
+        self.frozen, self._kept = False, None
         return self._tell_children("train")
 
     def eval(self: L) -> L:
@@ -124,16 +129,18 @@ class Layer(ABC):
     def freeze(self: L) -> L:
         """Switch to :meth:`eval`, and promise that the parameters will not change.
 
-        A frozen layer may keep what it derives from its weights from one call to the next, so
-        changes in place need not show until :meth:`unfreeze` or :meth:`train`.
+        A frozen layer keeps what it derives from its weights from one call to the next, and a
+        frozen :class:`Sequential` makes one layer of a convolution, a normalisation and an
+        activation. So changes in place need not show until :meth:`unfreeze`, :meth:`train` or
+        another freeze, and there is no backward.
         """
         self.training = False
-        self.frozen = True
+        self.frozen, self._kept = True, None
         return self._tell_children("freeze")
 
     def unfreeze(self: L) -> L:
         """Take the promise of :meth:`freeze` back, and stay in the present mode."""
-        self.frozen = False
+        self.frozen, self._kept = False, None
         return self._tell_children("unfreeze")
 
     def astype(self: L, dtype: str | np.dtype[Any] | type[np.floating[Any]]) -> L:
@@ -145,7 +152,7 @@ class Layer(ABC):
             Where it changes something, the arrays are new ones.
         """
         convert(self, checked_dtype(dtype))
-        return self
+        return self.freeze() if self.frozen else self
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters and buffers by name, such as ``"0.weight"``."""
@@ -170,6 +177,8 @@ class Layer(ABC):
             If an array's dtype cannot become the layer's, complex numbers for example.
         """
         load_state(self, state, strict)
+        if self.frozen:
+            self.freeze()
 
     def _tell_children(self: L, method: str) -> L:
         for child in self.children().values():
@@ -179,6 +188,11 @@ class Layer(ABC):
 
     def _recall(self) -> tuple[Any, ...]:
         """What forward left for backward in `_saved`."""
+        if self.frozen:
+            raise RuntimeError(
+                f"{type(self).__name__} is frozen and keeps nothing for backward; unfreeze() the "
+                "net, and run forward again"
+            )
         if self._saved is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward came before forward: there is no input yet "

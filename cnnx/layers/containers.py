@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cnnx.functional._activation import add
 from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
+from cnnx.layers.fusion import fused
 
 
 class Container(Layer):
@@ -100,14 +102,36 @@ class Sequential(Container):
         self.layers = list(layers)
         super().__init__()
 
+    @property
+    def needs_input_grad(self) -> bool:
+        """Whether backward must return a gradient: the first layer's affair."""
+        return getattr(self.layers[0], "needs_input_grad", True) if self.layers else True
+
+    @needs_input_grad.setter
+    def needs_input_grad(self, value: bool) -> None:
+        if self.layers and isinstance(self.layers[0], Layer):
+            self.layers[0].needs_input_grad = value
+
     def children(self) -> dict[str, Any]:
         """Return the layers by number."""
         return {str(number): layer for number, layer in enumerate(self.layers)}
 
     def forward(self, x: Array) -> Array:
         """Return the last layer's output."""
+        if self.frozen:
+            return self._infer(x)
         for layer in self.layers:
             x = layer.forward(x)
+        return x
+
+    def _infer(self, x: Array) -> Array:
+        """The frozen net's forward, by layers made for it, which keep nothing for backward."""
+        if self._kept is None:
+            self._kept = [(layer, isinstance(layer, Layer)) for layer in fused(self.layers)]
+        for layer, ours in self._kept:
+            x = layer.forward(x)
+            if ours:
+                layer._saved = None  # its memory serves the next but one layer's result
         return x
 
     def backward(self, grad_out: Array) -> Array:
@@ -169,15 +193,13 @@ class Residual(Container):
                 f"body(x) has shape {main.shape} and {source} has shape {way.shape}, expected the "
                 "same"
             )
-        out: Array = main + way
-        return out
+        return add(main, way)
 
     def backward(self, grad_out: Array) -> Array:
         """Return the sum of the gradients of both ways."""
         main: Array = self.body.backward(grad_out)
         way: Array = grad_out if self.shortcut is None else self.shortcut.backward(grad_out)
-        grad_x: Array = main + way
-        return grad_x
+        return add(main, way)
 
 
 class _Gathered(dict[str, Array]):

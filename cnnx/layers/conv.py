@@ -11,7 +11,14 @@ from cnnx import functional as F
 from cnnx.functional import _arguments as check
 from cnnx.functional._activation import activation_backward_from_output
 from cnnx.functional._arguments import IntOrPair, PaddingLike
-from cnnx.functional._conv import _MODES, ACTIVATIONS, Activation, PaddingMode
+from cnnx.functional._conv import (
+    _MODES,
+    ACTIVATIONS,
+    Activation,
+    PaddingMode,
+    forward,
+    prepared,
+)
 from cnnx.layers.base import Array
 from cnnx.layers.weighted import Seed, WeightedLayer
 
@@ -101,7 +108,9 @@ class Conv2D(WeightedLayer):
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, F, H', W') for x (N, C, H, W)."""
-        out = F.conv2d(
+        if self.frozen and self._kept is None:
+            self._kept = prepared()
+        out = forward(
             x,
             self.params["weight"],
             self.params.get("bias"),
@@ -109,10 +118,11 @@ class Conv2D(WeightedLayer):
             self.padding,
             self.dilation,
             self.groups,
-            padding_mode=self.padding_mode,
-            activation=self.activation,
+            self.padding_mode,
+            self.activation,
+            prepared=self._kept,
         )
-        self._saved = (x, out if self.activation else None)
+        self._saved = None if self.frozen else (x, out if self.activation else None)
         return out
 
     def backward(self, grad_out: Array) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from cnnx import functional as F
 from cnnx.functional import _arguments as check
+from cnnx.functional._norm import ACTIVATIONS, NormActivation
 from cnnx.layers.base import Array, Layer, checked_dtype
 
 _X = (("x", 4, check.IMAGES, True),)
@@ -18,7 +19,7 @@ class BatchNorm2D(Layer):
 
     ::
 
-        out[:, c] = weight[c] * (x[:, c] - mean[c]) / sqrt(var[c] + eps) + bias[c]
+        out[:, c] = activation(weight[c] * (x[:, c] - mean[c]) / sqrt(var[c] + eps) + bias[c])
 
     In training, mean and (biased) variance are those of the batch, and the running ones move
     towards them: running = (1 - momentum) * running + momentum * batch, with the unbiased variance.
@@ -34,6 +35,8 @@ class BatchNorm2D(Layer):
         The share of the new batch in the running statistics.
     affine : bool
         Whether there are a weight and a bias.
+    activation : {None, "relu", "relu6"}
+        Applied as the output is stored, and undone as backward reads it: no pass of its own.
     dtype : {"float32", "float64"}
         Of parameters and running statistics.
 
@@ -66,6 +69,7 @@ class BatchNorm2D(Layer):
         eps: float = 1e-5,
         momentum: float = 0.1,
         affine: bool = True,
+        activation: NormActivation = None,
         dtype: str | np.dtype[Any] = "float32",
     ) -> None:
         super().__init__()
@@ -73,6 +77,7 @@ class BatchNorm2D(Layer):
         self.eps = check.number(eps, "eps", 0.0)
         self.momentum = check.number(momentum, "momentum", 0.0)
         self.affine = check.flag(affine, "affine")
+        self.activation = check.choice(activation, "activation", ACTIVATIONS)
         self.dtype = checked_dtype(dtype)
         if self.affine:
             self.params["weight"] = np.ones(self.num_features, self.dtype)
@@ -94,11 +99,13 @@ class BatchNorm2D(Layer):
                     f"x has shape {x.shape}: one pixel a channel has no variance to train on; give "
                     "more images, or call eval()"
                 )
-            out, mean, var = F.batch_norm2d(x, *affine, eps=self.eps, return_stats=True)
+            out, mean, var = F.batch_norm2d(
+                x, *affine, eps=self.eps, return_stats=True, activation=self.activation
+            )
             if pixels:
                 self._follow(mean, var * (pixels / (pixels - 1)))
         else:
-            out = F.batch_norm2d(x, *affine, mean, var, self.eps)
+            out = F.batch_norm2d(x, *affine, mean, var, self.eps, activation=self.activation)
         self._saved = (x, mean, var, self.training)
         return out
 
@@ -117,7 +124,15 @@ class BatchNorm2D(Layer):
         """
         x, mean, var, batch_stats = self._recall()
         grad_x, grad_weight, grad_bias = F.batch_norm2d_backward(
-            grad_out, x, self.params.get("weight"), mean, var, self.eps, batch_stats
+            grad_out,
+            x,
+            self.params.get("weight"),
+            mean,
+            var,
+            self.eps,
+            batch_stats,
+            bias=self.params.get("bias"),
+            activation=self.activation,
         )
         if self.affine:
             self.grads["weight"], self.grads["bias"] = grad_weight, grad_bias

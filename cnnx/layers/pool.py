@@ -73,15 +73,12 @@ class MaxPool2D(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return the maxima (N, C, H', W') of x (N, C, H, W)."""
-        out, indices = F.max_pool2d(
-            x,
-            self.pool_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            return_indices=True,
-        )
+        window = (self.pool_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        out: Array
+        if self.frozen:  # nobody asks where the maxima stood
+            self._saved, out = None, F.max_pool2d(x, *window)
+            return out
+        out, indices = F.max_pool2d(x, *window, return_indices=True)
         self._saved = (indices, x.shape)
         return out
 
@@ -93,9 +90,9 @@ class MaxPool2D(Layer):
     @property
     def max_indices(self) -> NDArray[np.int64]:
         """Where the maxima of the last forward stood: (N, C, H', W', 2) int64, row and column."""
-        if self._saved is None:
+        if self._saved is None and not self.frozen:
             raise RuntimeError("MaxPool2D.max_indices came before forward: there are no maxima yet")
-        indices, shape = self._saved
+        indices, shape = self._recall()
         return np.stack(np.divmod(indices, shape[3]), axis=-1)
 
 

@@ -57,13 +57,12 @@ class WeightedLayer(Layer):
 
     def _need(self) -> tuple[bool, bool, bool]:
         """Which gradients backward wants: x, weight, bias."""
-        return True, True, "bias" in self.params
+        return self.needs_input_grad, True, "bias" in self.params
 
     def _keep(self, grad_x: Array | None, weight: Array | None, bias: Array | None) -> Array:
-        """Put the gradients of weight and bias into `grads`, and return that of x."""
-        assert grad_x is not None  # `_need` says so
-        assert weight is not None
+        """Put the gradients of weight and bias into `grads`, and return that of x, if any."""
+        assert weight is not None  # `_need` says so
         self.grads["weight"] = weight
         if bias is not None:
             self.grads["bias"] = bias
-        return grad_x
+        return grad_x  # type: ignore[return-value]  # None for him who wanted none

@@ -1,0 +1,204 @@
+"""Frozen nets: the same answers from fewer layers and kept weights, and nothing stale."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ISAS, KERNELS
+from numpy.testing import assert_allclose, assert_array_equal
+
+import cnnx
+
+
+class Doubled(cnnx.Conv2D):
+    """A convolution of the user's own."""
+
+    def forward(self, x: Any) -> Any:
+        return 2 * super().forward(x)
+
+
+def net(dtype: str = "float64") -> cnnx.Sequential:
+    """Every pair that may become one layer, and pairs that must not; statistics off 0 and 1."""
+
+    def conv(c: int, f: int, **options: Any) -> cnnx.Conv2D:
+        return cnnx.Conv2D(c, f, 3, padding=1, dtype=dtype, rng=c + f, **options)
+
+    body = cnnx.Sequential(
+        conv(9, 9, bias=False),
+        cnnx.BatchNorm2D(9, activation="relu6", dtype=dtype),
+        conv(9, 9, groups=9),
+        cnnx.BatchNorm2D(9, affine=False, dtype=dtype),
+    )
+    model = cnnx.Sequential(
+        conv(2, 9),
+        cnnx.BatchNorm2D(9, dtype=dtype),
+        cnnx.ReLU6(),
+        cnnx.Residual(body),
+        conv(9, 4, activation="tanh"),
+        cnnx.BatchNorm2D(4, dtype=dtype),
+        cnnx.Sigmoid(),
+        Doubled(4, 3, 3, dtype=dtype, rng=1),
+        cnnx.ReLU(),
+        conv(3, 2),
+        cnnx.Tanh(),
+        cnnx.Tanh(),
+        cnnx.MaxPool2D(2),
+        cnnx.BatchNorm2D(2, dtype=dtype),
+        cnnx.ReLU6(),
+        cnnx.Flatten(),
+        cnnx.Dense(12, 9, dtype=dtype, rng=2),
+        cnnx.Sigmoid(),
+        cnnx.Dense(9, 5, dtype=dtype, rng=3),
+        cnnx.ReLU6(),
+    )
+    rng = np.random.default_rng(0)
+    for name, array in {**model.params, **model.buffers}.items():
+        if array.ndim == 1:
+            array += rng.uniform(0.1, 0.9, array.shape)
+            assert "var" not in name or (array > 0).all()
+    return model
+
+
+def images(n: int = 3, dtype: Any = np.float64) -> Any:
+    return np.random.default_rng(1).standard_normal((n, 2, 8, 7)).astype(dtype)
+
+
+def test_same_answers(implementation: str) -> None:
+    model, x = net().eval(), images()
+    known = model(x)
+    model.freeze()
+    for _ in range(2):  # the second time with what the first has kept
+        assert_allclose(model(x), known, rtol=0, atol=1e-13)  # numbers below 2, some ten roundings
+    assert_allclose(model(images(1)), known[:1], rtol=0, atol=1e-13)
+    assert_array_equal(model.unfreeze()(x), known)
+
+
+def test_the_normalisations_are_gone() -> None:
+    model = net().freeze()
+    model(images())
+    kinds = [type(layer).__name__ for layer, _ in model._kept]
+    assert kinds == [
+        "Conv2D", "Residual", "Conv2D", "BatchNorm2D", "Sigmoid", "Doubled", "ReLU", "Conv2D",
+        "Tanh", "MaxPool2D", "BatchNorm2D", "Flatten", "Dense", "Dense", "ReLU6",
+    ]  # fmt: skip
+    assert [type(layer).__name__ for layer, _ in model[3].body._kept] == ["Conv2D", "Conv2D"]
+    assert [type(layer).__name__ for layer in model][:3] == ["Conv2D", "BatchNorm2D", "ReLU6"]
+    assert [layer.activation for layer in model if isinstance(layer, cnnx.Dense)] == [None, None]
+    assert model[0].activation is None
+
+
+def test_a_mismatch_is_still_told() -> None:
+    model = cnnx.Sequential(cnnx.Conv2D(2, 3, 3), cnnx.BatchNorm2D(1)).freeze()
+    with pytest.raises(ValueError, match="weight has shape"):
+        model(images(dtype=np.float32))
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
+    model, x = net().freeze(), images()
+    norm = model[1]
+    calls = []
+    norm.forward = lambda x: calls.append(x.shape) or type(norm).forward(norm, x)
+    model(x)
+    assert calls == [(3, 9, 8, 7)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.freeze(),
+        lambda model: model.unfreeze(),
+        lambda model: model.train().eval(),
+    ],
+)
+def test_nothing_stale(backend: str, change: Any) -> None:
+    model, x = net().freeze(), images()
+    before = model(x)
+    for param in model.params.values():
+        param *= 1.5
+    change(model)
+    after = model(x)
+    assert not np.allclose(after, before)
+    assert_allclose(after, model.unfreeze()(x), rtol=0, atol=1e-13)
+
+
+def test_loading_and_converting_show_at_once(backend: str) -> None:
+    model, x = net().freeze(), images()
+    model(x)
+    other = net()
+    for param in other.params.values():
+        param *= 1.5
+    model.load_state_dict(other.state_dict())
+    assert model.frozen
+    assert_allclose(model(x), other.eval()(x), rtol=0, atol=1e-13)
+    assert model.astype("float32")(x.astype(np.float32)).dtype == np.float32
+
+
+def test_no_backward(backend: str) -> None:
+    model, x = net(), images()
+    out = model.eval()(x)
+    model.freeze()(x)
+    with pytest.raises(RuntimeError, match="Conv2D is frozen and keeps nothing for backward"):
+        cnnx.Sequential(model[0]).backward(x)
+    with pytest.raises(RuntimeError, match="MaxPool2D is frozen"):
+        _ = model[12].max_indices
+    with pytest.raises(RuntimeError, match="is frozen and keeps nothing for backward"):
+        model.backward(out)
+    model.unfreeze()
+    assert model.backward(model(x)).shape == x.shape
+
+
+@pytest.mark.skipif(KERNELS is None, reason="the compiled kernels are missing")
+def test_kept_weights_serve_only_their_own_problem(rng: np.random.Generator) -> None:
+    # One layer over images, batches, threads, algorithms, instruction sets and dtypes in turn.
+    layer = cnnx.Conv2D(16, 24, 3, padding=1, activation="relu", rng=0)
+    before, threads, isa = layer.params["weight"], cnnx.get_num_threads(), KERNELS.isa()
+    kept = None
+    try:
+        for n, size, dtype in (
+            (1, 8, "float32"),
+            (9, 8, "float32"),
+            (2, 40, "float32"),
+            (1, 8, "float64"),
+        ):
+            x = rng.standard_normal((n, 16, size, size)).astype(dtype)
+            layer.params["weight"] = before.astype(dtype)
+            for name in (*ISAS, isa):
+                for count in (1, 2):
+                    for winograd in (False, True):
+                        KERNELS.use_isa(name)
+                        cnnx.set_num_threads(count)
+                        cnnx.set_winograd(winograd)
+                        known = layer.unfreeze()(x)
+                        layer.frozen = True  # with what it has kept of the problem before
+                        layer._kept = kept
+                        for _ in range(2):
+                            assert_array_equal(layer(x), known)
+                        kept = layer._kept
+    finally:
+        KERNELS.use_isa(isa)
+        cnnx.set_num_threads(threads)
+        cnnx.set_winograd(True)
+
+
+def test_one_frozen_net_for_many_threads(backend: str) -> None:
+    # It keeps nothing of a forward; and batches that differ fight for what it keeps of its weights.
+    model = net("float32").freeze()
+    batches = [images(1 + k % 5, np.float32) for k in range(60)]
+    expected = [model(x) for x in batches]
+    model.freeze()
+    with ThreadPoolExecutor(6) as pool:
+        for result, known in zip(pool.map(model, batches), expected, strict=True):
+            assert_array_equal(result, known)
+
+
+def test_copies_of_a_frozen_net() -> None:
+    model, x = net().freeze(), images()
+    known = model(x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model[0]))):
+        assert twin.frozen
+    assert_array_equal(copy.deepcopy(model)(x), known)
