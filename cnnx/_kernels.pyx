@@ -119,6 +119,10 @@ cdef extern from "_csrc/kernels.h" nogil:
         cnnx_task winograd_weights, winograd
         int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
         cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out
+        int (*depthwise_plan)(cnnx_conv *) noexcept
+        cnnx_task depthwise
+        int (*depthwise_weight_plan)(cnnx_conv_weight *) noexcept
+        cnnx_task depthwise_weight
         int (*direct_plan)(cnnx_conv *) noexcept
         int (*direct_weight_plan)(cnnx_conv_weight *) noexcept
         cnnx_task direct, direct_weight
@@ -349,6 +353,8 @@ cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p) except -1:
     cdef cnnx_task pack = k.pack_weights, task = k.conv
     if winograd_pays(p, 8, 16) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
         pack, task = k.winograd_weights, k.winograd
+    elif k.depthwise_plan != NULL and k.depthwise_plan(p):
+        task = k.depthwise
     elif direct_pays(p) and k.direct_plan(p):
         task = k.direct
     else:
@@ -474,7 +480,9 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
                 run(k.winograd_weight_product, &w, 36, w.scratch, threads)
             run(k.winograd_weight_out, &w, w.conv.M, 0, threads)
         return
-    if w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
+    if k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
+        task = k.depthwise_weight
+    elif w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
         task = k.direct_weight
     else:
         k.conv_weight_plan(&w)

@@ -37,6 +37,12 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .winograd_weight_product = FN(winograd_weight_product),
     .winograd_weight_out = FN(winograd_weight_out),
 #endif
+#if defined(__GNUC__)
+    .depthwise_plan = FN(depthwise_plan),
+    .depthwise = FN(depthwise),
+    .depthwise_weight_plan = FN(depthwise_weight_plan),
+    .depthwise_weight = FN(depthwise_weight),
+#endif
     .direct_plan = FN(direct_plan),
     .direct = FN(direct),
     .direct_weight_plan = FN(direct_weight_plan),

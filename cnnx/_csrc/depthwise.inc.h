@@ -1,94 +1,347 @@
-/* Depthwise convolution by square kernels of 3, 5 and 7, stride 1 and 2: four output rows at a time share
- * their loads.
+/* Depthwise convolution by square kernels of 3, 5 and 7, stride 1 and 2: forward, and the gradients.
  *
- * A row of the image meets up to K rows of the kernel. Here each vector is loaded once for all of the four
- * output rows that want it: 18 loads for the 36 products of a 3x3 kernel. With sizes and
- * stride known to the compiler, everything is unrolled. The copy it reads is that of direct.inc.h.
+ * Nothing is copied or packed. The kernels take a table of pointers to rows: of the image, of a row of zeros
+ * above and below it, and of copies of those few rows beside which a vector would leave the array. Columns
+ * outside the image are masked. A tile of TALL output rows shares the loads of a column of taps, whose weights
+ * stay in registers. Vectors run along the row; where it is shorter than one, what is stored beyond its end
+ * is overwritten by the next row, up to the end of the task's output.
  */
-static ALWAYS_INLINE void
-FN(shared_rows)(const int K, const int S, const int n, const cnnx_conv *p, const T *restrict w, T bias,
-                int64_t rows, const T *strip, T *restrict y)
+#if defined(__GNUC__)
+#define TALL 7 /* divides 14, 28, 56 and 112, the usual sizes; 7 sums, 7 weights, a mask and a pixel fit 16 registers */
+
+/* Where the rows of a plane may be read: `reach` numbers from column `left` on. */
+typedef struct {
+    const T *data;
+    int64_t size, H, W, left, reach;
+    T *spare; /* a row of zeros, then room for copies */
+} FN(rows_of);
+
+/* rows[r] = row h0 + r of a plane, from column `left` on, for r < n. */
+static void FN(find_rows)(const FN(rows_of) *s, int64_t plane, int64_t h0, int64_t n, const T **rows)
 {
-    const int64_t ld = p->image_width, plane = p->plane, YW = p->YW;
+    const int64_t lo = h0 < 0 ? -h0 : 0, hi = s->H - h0 < n ? s->H - h0 : n;
+    const int64_t at = (plane * s->H + h0) * s->W + s->left;
+    for (int64_t r = 0; r < n; r++) rows[r] = s->spare;
+    if (lo >= hi) return;
+    if (at + lo * s->W >= 0 && at + (hi - 1) * s->W + s->reach <= s->size) {
+        for (int64_t r = lo; r < hi; r++) rows[r] = s->data + (at + r * s->W);
+        return;
+    }
+    T *to = s->spare;
+    for (int64_t r = lo; r < hi; r++) {
+        const int64_t from = at + r * s->W;
+        rows[r] = s->data + from;
+        if (from >= 0 && from + s->reach <= s->size) continue;
+        rows[r] = to += s->reach;
+        for (int64_t c = 0; c < s->reach; c++) {
+            const int64_t w = s->left + c;
+            to[c] = w >= 0 && w < s->W ? s->data[from + c] : 0;
+        }
+    }
+}
+
+/* Rows that a plane can need copies of, and the row of zeros. */
+static int64_t FN(spare_rows)(int64_t n, int64_t W, int64_t reach)
+{
+    const int64_t most = 2 * (reach / W + 2);
+    return 1 + (n < most ? n : most);
+}
+
+/* For each vector of an output row the lanes whose taps lie inside the image: mask[(vector*K + k)*VL + lane]. `once`:
+ * lanes that the vector before has computed already are left out, and a mask of that alone follows the K. */
+static void FN(column_masks)(const cnnx_conv *p, int K, int once, FN(integer) *mask)
+{
+    for (int64_t v = 0; v * VL < p->cols; v++) {
+        const int64_t j = v * VL + VL <= p->cols ? v * VL : p->cols > VL ? p->cols - VL : 0;
+        const int64_t first = once ? v * VL : j;
+        for (int k = 0; k < K + once; k++, mask += VL)
+            for (int64_t l = 0; l < VL; l++) {
+                const int64_t w = (j + l) * p->sw + k + p->left;
+                mask[l] = j + l >= first && j + l < p->cols && (k == K || (w >= 0 && w < p->W)) ? -1 : 0;
+            }
+    }
+}
+
+/* VL numbers from x on, or as many pairs dealt apart. */
+static ALWAYS_INLINE void FN(load_columns)(const int S, const T *x, V b[2])
+{
+    b[0] = *(const VU *)x;
+    if (S == 1) return;
+    b[1] = *(const VU *)(x + VL);
+#if defined(SHUFFLE)
+    const V even = __builtin_shufflevector(b[0], b[1], EVEN), odd = __builtin_shufflevector(b[0], b[1], ODD);
+    b[0] = even;
+    b[1] = odd;
+#else
+    for (int l = 0; l < VL; l++) {
+        b[0][l] = x[2 * l];
+        b[1][l] = x[2 * l + 1];
+    }
+#endif
+}
+
+static ALWAYS_INLINE V FN(masked)(V v, const FN(integer) *mask)
+{
+    return (V)((FN(integers))v & *(const FN(loose_integers) *)mask);
+}
+
+/* R output rows of one plane, of which `count` are stored. */
+static ALWAYS_INLINE void
+FN(depthwise_tile)(const int K, const int S, const int R, const cnnx_conv *p, const T *const *rows, const T *w,
+                   T bias, const FN(integer) *mask, int64_t count, T *y, const T *end)
+{
+    const int64_t YW = p->YW;
     const int relu = p->activation == CNNX_RELU;
-    for (int64_t j = 0;; j += n * VL) {
-        if (j + n * VL > p->cols) j = p->cols > n * VL ? p->cols - n * VL : 0;
-        const T *from = strip + j;
-        V acc[4][2];
-        UNROLL for (int i = 0; i < 4; i++)
-            UNROLL for (int v = 0; v < n; v++) acc[i][v] = (V){0} + bias;
-        UNROLL for (int r = 0; r < 3 * S + K; r++) {
-            const T *row = from + r % S * S * plane + r / S * ld;
-            UNROLL for (int x = 0; x < K; x++) {
-                V b[2];
-                UNROLL for (int v = 0; v < n; v++) {
-                    b[v] = *(const VU *)(row + x % S * plane + x / S + v * VL);
-                    KEEP(b[v]);
+    for (int64_t j = 0;; j += VL, mask += K * VL) {
+        if (j + VL > p->cols) j = p->cols > VL ? p->cols - VL : 0;
+        V acc[TALL];
+        UNROLL for (int i = 0; i < R; i++) acc[i] = bias - (V){0};
+        UNROLL for (int i = 0; i < R * S; i++)
+            UNROLL for (int e = 0; e < S; e++) PREFETCH(rows[K - S + i] + j * S + e * VL + R * S * p->W);
+        UNROLL for (int q = 0; q < K; q += S) {
+            V weight[7][2];
+            UNROLL for (int k = 0; k < K; k++)
+                UNROLL for (int e = 0; e < S; e++) {
+                    if (q + e == K) break;
+                    weight[k][e] = w[k * K + q + e] - (V){0};
+                    KEEP(weight[k][e]);
                 }
-                UNROLL for (int i = 0; i < 4; i++)
-                    if (r - i * S >= 0 && r - i * S < K)
-                        UNROLL for (int v = 0; v < n; v++) acc[i][v] += w[(r - i * S) * K + x] * b[v];
+            UNROLL for (int r = 0; r < (R - 1) * S + K; r++) {
+                V b[2];
+                FN(load_columns)(S, rows[r] + j * S + q, b);
+                UNROLL for (int e = 0; e < S; e++) {
+                    if (q + e == K) break;
+                    b[e] = FN(masked)(b[e], mask + (q + e) * VL);
+                    KEEP(b[e]);
+                    UNROLL for (int i = 0; i < R; i++)
+                        if (r - i * S >= 0 && r - i * S < K) acc[i] += weight[r - i * S][e] * b[e];
+                }
             }
         }
         if (relu)
-            UNROLL for (int i = 0; i < 4; i++)
-                UNROLL for (int v = 0; v < n; v++) acc[i][v] = FN(relu)(acc[i][v]);
+            UNROLL for (int i = 0; i < R; i++) acc[i] = FN(relu)(acc[i]);
         T *to = y + j;
-        if (p->cols >= n * VL && rows >= 4) {
-            UNROLL for (int i = 0; i < 4; i++)
-                UNROLL for (int v = 0; v < n; v++) *(VU *)(to + i * YW + v * VL) = acc[i][v];
+        if (count >= R && end - to >= (R - 1) * YW + VL) {
+            UNROLL for (int i = 0; i < R; i++) *(VU *)(to + i * YW) = acc[i];
         } else {
-            UNROLL for (int i = 0; i < 4; i++) {
-                if (i >= rows) break;
-                T row[2 * VL] = {0};
-                UNROLL for (int v = 0; v < n; v++) *(VU *)(row + v * VL) = acc[i][v];
-                FN(copy)(row, p->cols < n * VL ? p->cols : n * VL, to + i * YW);
+            UNROLL for (int i = 0; i < R; i++) {
+                if (i >= count) break;
+                T row[VL];
+                *(VU *)row = acc[i];
+                FN(copy)(row, p->cols < VL ? p->cols : VL, to + i * YW);
             }
         }
-        if (j + n * VL >= p->cols) break;
+        if (j + VL >= p->cols) break;
     }
 }
 
-typedef void (*FN(shared_task))(const cnnx_conv *, const T *, T, int64_t, const T *, T *);
+typedef void (*FN(depthwise_rows))(const cnnx_conv *, const T *const *, const T *, T, const FN(integer) *, int64_t,
+                                   T *, const T *);
 
-#define SHARED(K, S, n)                                                                               \
-    static NOINLINE void FN(shared_##K##_##S##_##n)(const cnnx_conv *p, const T *w, T bias, int64_t rows, \
-                                                    const T *strip, T *y)                              \
+#define DEPTHWISE(K, S, R)                                                                            \
+    static NOINLINE void FN(depthwise_##K##_##S##_##R)(                                                \
+        const cnnx_conv *p, const T *const *rows, const T *w, T bias, const FN(integer) *mask,         \
+        int64_t count, T *y, const T *end)                                                             \
     {                                                                                                  \
-        FN(shared_rows)(K, S, n, p, w, bias, rows, strip, y);                                          \
+        FN(depthwise_tile)(K, S, R, p, rows, w, bias, mask, count, y, end);                            \
     }
-SHARED(3, 1, 1) SHARED(5, 1, 1) SHARED(7, 1, 1) SHARED(3, 2, 1) SHARED(5, 2, 1) SHARED(7, 2, 1)
-SHARED(3, 1, 2) SHARED(5, 1, 2) SHARED(7, 1, 2) SHARED(3, 2, 2) SHARED(5, 2, 2) SHARED(7, 2, 2)
-#undef SHARED
+DEPTHWISE(3, 1, 7) DEPTHWISE(5, 1, 7) DEPTHWISE(7, 1, 7) DEPTHWISE(3, 1, 4) DEPTHWISE(5, 1, 4) DEPTHWISE(7, 1, 4)
+DEPTHWISE(3, 2, 4) DEPTHWISE(5, 2, 4) DEPTHWISE(7, 2, 4)
+#undef DEPTHWISE
 
-static const FN(shared_task) FN(shared_tiles)[2][3][2] = {
-#define ROW(K, S) {FN(shared_##K##_##S##_1), FN(shared_##K##_##S##_2)}
-    {ROW(3, 1), ROW(5, 1), ROW(7, 1)},
-    {ROW(3, 2), ROW(5, 2), ROW(7, 2)},
-#undef ROW
+static FN(depthwise_rows) FN(depthwise_tiles)[3][3] = {
+    {FN(depthwise_3_1_7), FN(depthwise_5_1_7), FN(depthwise_7_1_7)},
+    {FN(depthwise_3_1_4), FN(depthwise_5_1_4), FN(depthwise_7_1_4)},
+    {FN(depthwise_3_2_4), FN(depthwise_5_2_4), FN(depthwise_7_2_4)},
 };
 
-/* Whether the problem is one of these; it has been through direct_plan. */
-static int FN(is_depthwise)(const cnnx_conv *p)
+static inline int FN(kernel_size)(const cnnx_conv *p) { return p->taps == 9 ? 3 : p->taps == 25 ? 5 : 7; }
+
+/* Rows of a tile: seven, or four where they waste less. */
+static inline int64_t FN(tile_height)(const cnnx_conv *p, int64_t rows)
 {
-    const int64_t K = p->taps == 9 ? 3 : p->taps == 25 ? 5 : p->taps == 49 ? 7 : 0;
-    if (!K || p->C != 1 || p->M != 1 || p->sh != p->sw || p->sh > 2 || p->ty != 1 || p->tx != 1) return 0;
-    for (int64_t t = 0; t < p->taps; t++)
-        if (p->dh[t] - p->top >= K || p->dw[t] - p->left >= K) return 0;
+    return p->sh == 2 || (rows + 6) / 7 * 7 > (rows + 3) / 4 * 5 ? 4 : 7;
+}
+
+static inline int64_t FN(align)(int64_t n) { return (n + 15) / 16 * 16; }
+
+static int FN(depthwise_plan)(cnnx_conv *p)
+{
+    int64_t bottom, right;
+    if (p->C != 1 || p->M != 1 || p->sh != p->sw || p->sh > 2 || p->ty != 1 || p->tx != 1) return 0;
+    if (p->taps != 9 && p->taps != 25 && p->taps != 49) return 0;
+    const int K = FN(kernel_size)(p);
+    FN(reach)(p, &bottom, &right);
+    if (bottom - p->top != K - 1 || right - p->left != K - 1) return 0;
+    p->depth = p->taps;
+    p->panels = p->packed_size = 0; /* the weights are read as they are */
+    const int64_t planes = p->N * p->groups, wanted = 8192; /* output pixels of a task: microseconds */
+    p->block = FN(share)(p->rows, wanted / p->cols > TALL ? wanted / p->cols / 28 * 28 + 28 : 28);
+    p->blocks = (p->rows + p->block - 1) / p->block;
+    p->m_block = FN(share)(planes, wanted / (p->block * p->cols));
+    p->m_blocks = (planes + p->m_block - 1) / p->m_block;
+    p->tasks = p->m_blocks * p->blocks;
+    p->image_width = (p->cols > VL ? p->cols - VL : 0) * p->sw + p->sw * VL + K - 1;
+    p->tile_rows = ((p->block > TALL ? p->block : TALL) - 1) * p->sh + K;
+    p->image_size = FN(align)(FN(spare_rows)(p->tile_rows, p->W, p->image_width) * p->image_width);
+    p->plane = (p->cols + VL - 1) / VL * K * VL;
+    p->scratch = (size_t)(p->image_size + p->plane) * sizeof(T) + (size_t)p->tile_rows * sizeof(T *);
     return 1;
 }
 
-/* Output rows 0 .. rows-1 of one channel, the last four moved back to end with them; packed weights in panels of MR, of which one row exists. */
-static void FN(depthwise)(const cnnx_conv *p, const T *packed, T bias, int64_t rows, const T *strip, T *y)
+static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
 {
-    const int K = p->taps == 9 ? 3 : p->taps == 25 ? 5 : 7;
-    T w[49];
-    for (int64_t t = 0; t < p->taps; t++) w[(p->dh[t] - p->top) * K + p->dw[t] - p->left] = packed[t * MR];
-    const int64_t vectors = (p->cols + VL - 1) / VL, n = vectors % 2 ? 1 : 2;
-    const FN(shared_task) tile = FN(shared_tiles)[p->sh - 1][K / 2 - 1][n - 1];
-    for (int64_t i = 0;; i += 4) {
-        if (i + 4 > rows) i = rows > 4 ? rows - 4 : 0;
-        tile(p, w, bias, rows - i, strip + i * p->image_width, y + i * p->YW);
-        if (i + 4 >= rows) break;
+    const cnnx_conv *p = problem;
+    T *spare = scratch;
+    FN(integer) *mask = (FN(integer) *)(spare + p->image_size);
+    const T **rows = (const T **)(mask + p->plane);
+    const int K = FN(kernel_size)(p);
+    const int64_t i0 = task % p->blocks * p->block, planes = p->N * p->groups;
+    const int64_t count = p->rows - i0 < p->block ? p->rows - i0 : p->block;
+    const int64_t first = task / p->blocks * p->m_block;
+    const int64_t last = first + p->m_block < planes ? first + p->m_block : planes;
+    const int64_t tall = FN(tile_height)(p, count);
+    const FN(depthwise_rows) tile = FN(depthwise_tiles)[p->sh == 2 ? 2 : tall == 4][K / 2 - 1];
+    const FN(rows_of) source = {p->x, planes * p->H * p->W, p->H, p->W, p->left, p->image_width, spare};
+    const T *end = (T *)p->y + ((last - 1) * p->rows + i0 + count) * p->cols;
+    int64_t order[49];
+    for (int64_t t = 0; t < p->taps; t++) order[(p->dh[t] - p->top) * K + p->dw[t] - p->left] = p->w_tap[t];
+    FN(fill)(p->image_width, spare, 0);
+    FN(column_masks)(p, K, 0, mask);
+    for (int64_t plane = first; plane < last; plane++) {
+        const int64_t g = plane % p->groups;
+        const T *weight = (const T *)p->weight + g * p->w_group, bias = p->bias ? ((const T *)p->bias)[g] : 0;
+        T *y = (T *)p->y + (plane * p->rows + i0) * p->cols, w[49];
+        for (int64_t t = 0; t < p->taps; t++) w[t] = weight[order[t]];
+        FN(find_rows)(&source, plane, i0 * p->sh + p->top, ((count > tall ? count : tall) - 1) * p->sh + K, rows);
+        for (int64_t i = 0;; i += tall) {
+            if (i + tall > count) i = count > tall ? count - tall : 0;
+            tile(p, rows + i * p->sh, w, bias, mask, count - i, y + i * p->cols, end);
+            if (i + tall >= count) break;
+        }
+        if (p->activation > CNNX_RELU) {
+            int64_t q = 0;
+            for (; q + VL <= count * p->cols; q += VL) *(VU *)(y + q) = FN(fused)(*(const VU *)(y + q), p->activation);
+            for (; q < count * p->cols; q++) y[q] = FN(activate)(y[q], p->activation);
+        }
     }
 }
+
+/* Weight gradient: sums[k] += dy times tap k, in lanes, for R rows of dy; kernel rows k0 .. k0+n-1. */
+static ALWAYS_INLINE void
+FN(depthwise_outer)(const int K, const int S, const int n, const int R, const T *const *x, const T *const *dy,
+                    int64_t j, const FN(integer) *mask, V acc[5][7])
+{
+    V d[TALL];
+    UNROLL for (int i = 0; i < R; i++) d[i] = FN(masked)(*(const VU *)(dy[i] + j), mask + K * VL);
+    UNROLL for (int q = 0; q < K; q += S)
+        UNROLL for (int r = 0; r < (R - 1) * S + n; r++) {
+            V b[2];
+            FN(load_columns)(S, x[r] + j * S + q, b);
+            UNROLL for (int e = 0; e < S; e++) {
+                if (q + e == K) break;
+                b[e] = FN(masked)(b[e], mask + (q + e) * VL);
+                KEEP(b[e]);
+                UNROLL for (int i = 0; i < R; i++)
+                    if (r - i * S >= 0 && r - i * S < n) acc[r - i * S][q + e] += d[i] * b[e];
+            }
+        }
+}
+
+/* The same for `rows` rows, the sums in registers: of all the kernel's rows, or of some at a time. */
+static ALWAYS_INLINE void
+FN(depthwise_sums)(const int K, const int S, const cnnx_conv *p, int64_t rows, const T *const *x, const T *const *dy,
+                   const FN(integer) *mask, T *sums)
+{
+    const int wide = VECTOR_BYTES == 64; /* 32 registers, not 16 */
+    const int most = K == 3 ? 3 : K == 5 ? (wide ? 5 : 2) : wide ? 3 : 1, R = wide && K != 5 ? 7 : 4;
+    for (int64_t j = 0;; j += VL, mask += (K + 1) * VL) {
+        if (j + VL > p->cols) j = p->cols > VL ? p->cols - VL : 0;
+        UNROLL for (int k = 0; k < K; k += most) {
+            const int n = K - k < most ? K - k : most;
+            V acc[5][7];
+            UNROLL for (int a = 0; a < n; a++)
+                UNROLL for (int b = 0; b < K; b++) acc[a][b] = *(const VU *)(sums + ((k + a) * K + b) * VL);
+            int64_t i = 0;
+            for (; i + R <= rows; i += R) FN(depthwise_outer)(K, S, n, R, x + i * S + k, dy + i, j, mask, acc);
+            for (; i < rows; i++) FN(depthwise_outer)(K, S, n, 1, x + i * S + k, dy + i, j, mask, acc);
+            UNROLL for (int a = 0; a < n; a++)
+                UNROLL for (int b = 0; b < K; b++) *(VU *)(sums + ((k + a) * K + b) * VL) = acc[a][b];
+        }
+        if (j + VL >= p->cols) break;
+    }
+}
+
+typedef void (*FN(depthwise_rows_sums))(const cnnx_conv *, int64_t, const T *const *, const T *const *,
+                                        const FN(integer) *, T *);
+
+#define SUMS(K, S)                                                                                     \
+    static NOINLINE void FN(depthwise_sums_##K##_##S)(const cnnx_conv *p, int64_t rows, const T *const *x, \
+                                                      const T *const *dy, const FN(integer) *mask, T *sums) \
+    {                                                                                                  \
+        FN(depthwise_sums)(K, S, p, rows, x, dy, mask, sums);                                          \
+    }
+SUMS(3, 1) SUMS(5, 1) SUMS(7, 1) SUMS(3, 2) SUMS(5, 2) SUMS(7, 2)
+#undef SUMS
+
+static const FN(depthwise_rows_sums) FN(depthwise_sums_of)[2][3] = {
+    {FN(depthwise_sums_3_1), FN(depthwise_sums_5_1), FN(depthwise_sums_7_1)},
+    {FN(depthwise_sums_3_2), FN(depthwise_sums_5_2), FN(depthwise_sums_7_2)},
+};
+
+/* A task is some groups' share of one piece of the batch; pieces depend on the shape alone. */
+static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
+{
+    cnnx_conv *p = &q->conv;
+    if (!FN(depthwise_plan)(p)) return 0;
+    const int64_t pieces = 32 / p->groups + 1;
+    q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
+    q->pieces = (p->N + q->piece - 1) / q->piece;
+    p->m_block = FN(share)(p->groups, 8192 / (q->piece * p->rows * p->cols));
+    p->m_blocks = (p->groups + p->m_block - 1) / p->m_block;
+    q->tasks = q->pieces * p->m_blocks;
+    q->x_size = FN(align)(FN(spare_rows)(p->block, p->cols, VL) * (p->cols > VL ? p->cols : VL));
+    p->plane += (p->cols + VL - 1) / VL * VL; /* masks of dy */
+    q->scratch = (size_t)(p->image_size + q->x_size + p->plane + p->taps * VL) * sizeof(T) +
+                 (size_t)(p->tile_rows + p->block) * sizeof(T *);
+    return 1;
+}
+
+static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_conv_weight *q = problem;
+    const cnnx_conv *p = &q->conv;
+    T *spare = scratch, *dy_spare = spare + p->image_size, *sums = dy_spare + q->x_size;
+    FN(integer) *mask = (FN(integer) *)(sums + p->taps * VL);
+    const T **x = (const T **)(mask + p->plane), **dy = x + p->tile_rows;
+    const int K = FN(kernel_size)(p);
+    const int64_t piece = task / p->m_blocks, g0 = task % p->m_blocks * p->m_block, planes = p->N * p->groups;
+    const int64_t g1 = g0 + p->m_block < p->groups ? g0 + p->m_block : p->groups;
+    const int64_t last = (piece + 1) * q->piece < p->N ? (piece + 1) * q->piece : p->N;
+    const FN(rows_of) source = {p->x, planes * p->H * p->W, p->H, p->W, p->left, p->image_width, spare};
+    const FN(rows_of) grads = {p->y, planes * p->rows * p->cols, p->rows, p->cols, 0,
+                               p->cols > VL ? p->cols : VL, dy_spare};
+    T *to = (q->pieces > 1 ? (T *)q->partial + piece * p->groups * p->taps : (T *)q->grad) + g0 * p->taps;
+    FN(fill)(source.reach, spare, 0);
+    FN(column_masks)(p, K, 1, mask);
+    for (int64_t g = g0; g < g1; g++, to += p->taps) {
+        int64_t terms = 0; /* summed up in a lane since the lanes were added up: long sums of one sign lose digits */
+        for (int64_t k = 0; k < p->taps; k++) to[k] = 0;
+        for (int64_t n = piece * q->piece; n < last; n++)
+            for (int64_t i0 = 0; i0 < p->rows; i0 += p->block) {
+                const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block, plane = n * p->groups + g;
+                if (terms == 0) FN(fill)(p->taps * VL, sums, 0);
+                FN(find_rows)(&source, plane, i0 * p->sh + p->top, (rows - 1) * p->sh + K, x);
+                FN(find_rows)(&grads, plane, i0, rows, dy);
+                FN(depthwise_sums_of)[p->sh - 1][K / 2 - 1](p, rows, x, dy, mask, sums);
+                terms += rows * ((p->cols + VL - 1) / VL);
+                if (terms >= 256 || (n + 1 == last && i0 + p->block >= p->rows)) {
+                    for (int64_t k = 0; k < p->taps; k++)
+                        to[k] += FN(sum_lanes)(*(const VU *)(sums + ((p->dh[k] - p->top) * K + p->dw[k] - p->left) * VL));
+                    terms = 0;
+                }
+            }
+    }
+}
+#undef TALL
+#endif

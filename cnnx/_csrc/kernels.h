@@ -53,7 +53,6 @@ typedef struct {
      * uses them alike; there block counts rows. */
     int64_t top, left, tap[9], tile_rows, tile_cols, plane, image_width, image_size;
     int64_t phases_h, phases_w, extent_h;
-    int shared_rows;
 } cnnx_conv;
 
 enum { CNNX_PLANES, CNNX_WINDOWS, CNNX_PATCHES }; /* x itself, copies with their border, implicit im2col */
@@ -162,6 +161,11 @@ typedef struct {
      * (36 tasks); after the last chunk the kernels (M tasks). */
     int (*winograd_weight_plan)(cnnx_conv_weight *);
     cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out;
+    /* Depthwise by square kernels, nothing packed; the plans return 0 where the problem is another. */
+    int (*depthwise_plan)(cnnx_conv *);
+    cnnx_task depthwise;
+    int (*depthwise_weight_plan)(cnnx_conv_weight *);
+    cnnx_task depthwise_weight;
     /* The same without packing pixels; 0 where no tap exists. */
     int (*direct_plan)(cnnx_conv *);
     cnnx_task direct;
