@@ -227,6 +227,11 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
     }
 }
 
+static ALWAYS_INLINE void FN(prefetch)(const T *x, int64_t n)
+{
+    for (int64_t l = 0; l < n; l += 64 / (int64_t)sizeof(T)) PREFETCH(x + l);
+}
+
 /* Weight gradient: sums[k] += dy times tap k, in lanes, for R rows of dy; kernel rows k0 .. k0+n-1. */
 static ALWAYS_INLINE void
 FN(depthwise_outer)(const int K, const int S, const int n, const int R, const T *const *x, const T *const *dy,
@@ -263,7 +268,13 @@ FN(depthwise_sums)(const int K, const int S, const cnnx_conv *p, int64_t rows, c
             UNROLL for (int a = 0; a < n; a++)
                 UNROLL for (int b = 0; b < K; b++) acc[a][b] = *(const VU *)(sums + ((k + a) * K + b) * VL);
             int64_t i = 0;
-            for (; i + R <= rows; i += R) FN(depthwise_outer)(K, S, n, R, x + i * S + k, dy + i, j, mask, acc);
+            for (; i + R <= rows; i += R) {
+                if (j == 0 && k == 0) {
+                    FN(prefetch)(x[i * S + K - 1] + R * S * p->W, R * S * p->W);
+                    FN(prefetch)(dy[i] + R * p->cols, R * p->cols);
+                }
+                FN(depthwise_outer)(K, S, n, R, x + i * S + k, dy + i, j, mask, acc);
+            }
             for (; i < rows; i++) FN(depthwise_outer)(K, S, n, 1, x + i * S + k, dy + i, j, mask, acc);
             UNROLL for (int a = 0; a < n; a++)
                 UNROLL for (int b = 0; b < K; b++) *(VU *)(sums + ((k + a) * K + b) * VL) = acc[a][b];
@@ -296,6 +307,7 @@ static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
     if (!FN(depthwise_plan)(p)) return 0;
     const int64_t pieces = 32 / p->groups + 1;
     q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
+    if (q->piece > 8192 / (p->rows * p->cols) + 1) q->piece = 8192 / (p->rows * p->cols) + 1;
     q->pieces = (p->N + q->piece - 1) / q->piece;
     p->m_block = FN(share)(p->groups, 8192 / (q->piece * p->rows * p->cols));
     p->m_blocks = (p->groups + p->m_block - 1) / p->m_block;
