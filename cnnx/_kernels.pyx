@@ -121,6 +121,8 @@ cdef extern from "_csrc/kernels.h" nogil:
         cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out
         int (*depthwise_plan)(cnnx_conv *) noexcept
         cnnx_task depthwise
+        int (*depthwise_grad_plan)(cnnx_conv *) noexcept
+        cnnx_task depthwise_grad
         int (*depthwise_weight_plan)(cnnx_conv_weight *) noexcept
         cnnx_task depthwise_weight
         int (*direct_plan)(cnnx_conv *) noexcept
@@ -421,6 +423,13 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     cdef cnnx_conv p
     cdef _Block memory = take(3 * n * sizeof(int64_t))
     cdef int64_t *taps = <int64_t *>memory.data
+    cdef const cnnx_kernels *k = table(grad_x)
+    describe(&p, grad_x, grad_out, groups, taps, KH, KW, stride, pads, dilation)
+    p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
+    p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
+    if k.depthwise_grad_plan != NULL and k.depthwise_grad_plan(&p):
+        run(k.depthwise_grad, &p, p.tasks, p.scratch, threads_for(p.N * groups * n * p.rows * p.cols))
+        return
     cdef bint pairs = sw == 2 and W > 1 and grad_x.shape[1] // groups <= 4  # as the direct path has them
     for ph in range(min(sh, H)):
         pw = 0
@@ -446,8 +455,6 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
             p.rows, p.cols = (H - ph + sh - 1) // sh, (W - pw + sw - 1) // sw
             p.sh = p.sw = 1
             p.YH, p.YW, p.oy, p.ox, p.ty, p.tx = H, W, ph, pw, sh, sw
-            p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
-            p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
             p.w_out = n
             p.w_in = p.M * n
             p.w_group = p.C * p.w_in

@@ -8,6 +8,7 @@
 #include "conv.inc.h"
 #include "conv_weight.inc.h"
 #include "depthwise.inc.h"
+#include "depthwise_grad.inc.h"
 #include "direct.inc.h"
 #if defined(WINOGRAD)
 #include "winograd.inc.h"
@@ -40,6 +41,8 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
 #if defined(__GNUC__)
     .depthwise_plan = FN(depthwise_plan),
     .depthwise = FN(depthwise),
+    .depthwise_grad_plan = FN(depthwise_grad_plan),
+    .depthwise_grad = FN(depthwise_grad),
     .depthwise_weight_plan = FN(depthwise_weight_plan),
     .depthwise_weight = FN(depthwise_weight),
 #endif

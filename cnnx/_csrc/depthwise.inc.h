@@ -47,17 +47,23 @@ static int64_t FN(spare_rows)(int64_t n, int64_t W, int64_t reach)
     return 1 + (n < most ? n : most);
 }
 
-/* For each vector of an output row the lanes whose taps lie inside the image: mask[(vector*K + k)*VL + lane]. `once`:
- * lanes that the vector before has computed already are left out, and a mask of that alone follows the K. */
-static void FN(column_masks)(const cnnx_conv *p, int K, int once, FN(integer) *mask)
+/* Where the vector from output j on begins in a row of n: the last one moves back to end with the row. */
+static inline int64_t FN(column_of)(int64_t j, int64_t n)
 {
-    for (int64_t v = 0; v * VL < p->cols; v++) {
-        const int64_t j = v * VL + VL <= p->cols ? v * VL : p->cols > VL ? p->cols - VL : 0;
-        const int64_t first = once ? v * VL : j;
+    return j + VL <= n ? j : n > VL ? n - VL : 0;
+}
+
+/* For each vector of a row of n outputs the lanes whose taps lie inside the image: mask[(vector*K + k)*VL + lane]
+ * for column j*step + k + left of W. `once`: lanes that the vector before has computed already are left out, and a
+ * mask of that alone follows the K. */
+static void FN(column_masks)(int64_t n, int64_t step, int64_t left, int64_t W, int K, int once, FN(integer) *mask)
+{
+    for (int64_t v = 0; v * VL < n; v++) {
+        const int64_t j = FN(column_of)(v * VL, n), first = once ? v * VL : j;
         for (int k = 0; k < K + once; k++, mask += VL)
             for (int64_t l = 0; l < VL; l++) {
-                const int64_t w = (j + l) * p->sw + k + p->left;
-                mask[l] = j + l >= first && j + l < p->cols && (k == K || (w >= 0 && w < p->W)) ? -1 : 0;
+                const int64_t w = (j + l) * step + k + left;
+                mask[l] = j + l >= first && j + l < n && (k == K || (w >= 0 && w < W)) ? -1 : 0;
             }
     }
 }
@@ -93,7 +99,7 @@ FN(depthwise_tile)(const int K, const int S, const int R, const cnnx_conv *p, co
     const int64_t YW = p->YW;
     const int relu = p->activation == CNNX_RELU;
     for (int64_t j = 0;; j += VL, mask += K * VL) {
-        if (j + VL > p->cols) j = p->cols > VL ? p->cols - VL : 0;
+        j = FN(column_of)(j, p->cols);
         V acc[TALL];
         UNROLL for (int i = 0; i < R; i++) acc[i] = bias - (V){0};
         UNROLL for (int i = 0; i < R * S; i++)
@@ -207,7 +213,7 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
     int64_t order[49];
     for (int64_t t = 0; t < p->taps; t++) order[(p->dh[t] - p->top) * K + p->dw[t] - p->left] = p->w_tap[t];
     FN(fill)(p->image_width, spare, 0);
-    FN(column_masks)(p, K, 0, mask);
+    FN(column_masks)(p->cols, p->sw, p->left, p->W, K, 0, mask);
     for (int64_t plane = first; plane < last; plane++) {
         const int64_t g = plane % p->groups;
         const T *weight = (const T *)p->weight + g * p->w_group, bias = p->bias ? ((const T *)p->bias)[g] : 0;
@@ -226,134 +232,4 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
         }
     }
 }
-
-static ALWAYS_INLINE void FN(prefetch)(const T *x, int64_t n)
-{
-    for (int64_t l = 0; l < n; l += 64 / (int64_t)sizeof(T)) PREFETCH(x + l);
-}
-
-/* Weight gradient: sums[k] += dy times tap k, in lanes, for R rows of dy; kernel rows k0 .. k0+n-1. */
-static ALWAYS_INLINE void
-FN(depthwise_outer)(const int K, const int S, const int n, const int R, const T *const *x, const T *const *dy,
-                    int64_t j, const FN(integer) *mask, V acc[5][7])
-{
-    V d[TALL];
-    UNROLL for (int i = 0; i < R; i++) d[i] = FN(masked)(*(const VU *)(dy[i] + j), mask + K * VL);
-    UNROLL for (int q = 0; q < K; q += S)
-        UNROLL for (int r = 0; r < (R - 1) * S + n; r++) {
-            V b[2];
-            FN(load_columns)(S, x[r] + j * S + q, b);
-            UNROLL for (int e = 0; e < S; e++) {
-                if (q + e == K) break;
-                b[e] = FN(masked)(b[e], mask + (q + e) * VL);
-                KEEP(b[e]);
-                UNROLL for (int i = 0; i < R; i++)
-                    if (r - i * S >= 0 && r - i * S < n) acc[r - i * S][q + e] += d[i] * b[e];
-            }
-        }
-}
-
-/* The same for `rows` rows, the sums in registers: of all the kernel's rows, or of some at a time. */
-static ALWAYS_INLINE void
-FN(depthwise_sums)(const int K, const int S, const cnnx_conv *p, int64_t rows, const T *const *x, const T *const *dy,
-                   const FN(integer) *mask, T *sums)
-{
-    const int wide = VECTOR_BYTES == 64; /* 32 registers, not 16 */
-    const int most = K == 3 ? 3 : K == 5 ? (wide ? 5 : 2) : wide ? 3 : 1, R = wide && K != 5 ? 7 : 4;
-    for (int64_t j = 0;; j += VL, mask += (K + 1) * VL) {
-        if (j + VL > p->cols) j = p->cols > VL ? p->cols - VL : 0;
-        UNROLL for (int k = 0; k < K; k += most) {
-            const int n = K - k < most ? K - k : most;
-            V acc[5][7];
-            UNROLL for (int a = 0; a < n; a++)
-                UNROLL for (int b = 0; b < K; b++) acc[a][b] = *(const VU *)(sums + ((k + a) * K + b) * VL);
-            int64_t i = 0;
-            for (; i + R <= rows; i += R) {
-                if (j == 0 && k == 0) {
-                    FN(prefetch)(x[i * S + K - 1] + R * S * p->W, R * S * p->W);
-                    FN(prefetch)(dy[i] + R * p->cols, R * p->cols);
-                }
-                FN(depthwise_outer)(K, S, n, R, x + i * S + k, dy + i, j, mask, acc);
-            }
-            for (; i < rows; i++) FN(depthwise_outer)(K, S, n, 1, x + i * S + k, dy + i, j, mask, acc);
-            UNROLL for (int a = 0; a < n; a++)
-                UNROLL for (int b = 0; b < K; b++) *(VU *)(sums + ((k + a) * K + b) * VL) = acc[a][b];
-        }
-        if (j + VL >= p->cols) break;
-    }
-}
-
-typedef void (*FN(depthwise_rows_sums))(const cnnx_conv *, int64_t, const T *const *, const T *const *,
-                                        const FN(integer) *, T *);
-
-#define SUMS(K, S)                                                                                     \
-    static NOINLINE void FN(depthwise_sums_##K##_##S)(const cnnx_conv *p, int64_t rows, const T *const *x, \
-                                                      const T *const *dy, const FN(integer) *mask, T *sums) \
-    {                                                                                                  \
-        FN(depthwise_sums)(K, S, p, rows, x, dy, mask, sums);                                          \
-    }
-SUMS(3, 1) SUMS(5, 1) SUMS(7, 1) SUMS(3, 2) SUMS(5, 2) SUMS(7, 2)
-#undef SUMS
-
-static const FN(depthwise_rows_sums) FN(depthwise_sums_of)[2][3] = {
-    {FN(depthwise_sums_3_1), FN(depthwise_sums_5_1), FN(depthwise_sums_7_1)},
-    {FN(depthwise_sums_3_2), FN(depthwise_sums_5_2), FN(depthwise_sums_7_2)},
-};
-
-/* A task is some groups' share of one piece of the batch; pieces depend on the shape alone. */
-static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
-{
-    cnnx_conv *p = &q->conv;
-    if (!FN(depthwise_plan)(p)) return 0;
-    const int64_t pieces = 32 / p->groups + 1;
-    q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
-    if (q->piece > 8192 / (p->rows * p->cols) + 1) q->piece = 8192 / (p->rows * p->cols) + 1;
-    q->pieces = (p->N + q->piece - 1) / q->piece;
-    p->m_block = FN(share)(p->groups, 8192 / (q->piece * p->rows * p->cols));
-    p->m_blocks = (p->groups + p->m_block - 1) / p->m_block;
-    q->tasks = q->pieces * p->m_blocks;
-    q->x_size = FN(align)(FN(spare_rows)(p->block, p->cols, VL) * (p->cols > VL ? p->cols : VL));
-    p->plane += (p->cols + VL - 1) / VL * VL; /* masks of dy */
-    q->scratch = (size_t)(p->image_size + q->x_size + p->plane + p->taps * VL) * sizeof(T) +
-                 (size_t)(p->tile_rows + p->block) * sizeof(T *);
-    return 1;
-}
-
-static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratch)
-{
-    const cnnx_conv_weight *q = problem;
-    const cnnx_conv *p = &q->conv;
-    T *spare = scratch, *dy_spare = spare + p->image_size, *sums = dy_spare + q->x_size;
-    FN(integer) *mask = (FN(integer) *)(sums + p->taps * VL);
-    const T **x = (const T **)(mask + p->plane), **dy = x + p->tile_rows;
-    const int K = FN(kernel_size)(p);
-    const int64_t piece = task / p->m_blocks, g0 = task % p->m_blocks * p->m_block, planes = p->N * p->groups;
-    const int64_t g1 = g0 + p->m_block < p->groups ? g0 + p->m_block : p->groups;
-    const int64_t last = (piece + 1) * q->piece < p->N ? (piece + 1) * q->piece : p->N;
-    const FN(rows_of) source = {p->x, planes * p->H * p->W, p->H, p->W, p->left, p->image_width, spare};
-    const FN(rows_of) grads = {p->y, planes * p->rows * p->cols, p->rows, p->cols, 0,
-                               p->cols > VL ? p->cols : VL, dy_spare};
-    T *to = (q->pieces > 1 ? (T *)q->partial + piece * p->groups * p->taps : (T *)q->grad) + g0 * p->taps;
-    FN(fill)(source.reach, spare, 0);
-    FN(column_masks)(p, K, 1, mask);
-    for (int64_t g = g0; g < g1; g++, to += p->taps) {
-        int64_t terms = 0; /* summed up in a lane since the lanes were added up: long sums of one sign lose digits */
-        for (int64_t k = 0; k < p->taps; k++) to[k] = 0;
-        for (int64_t n = piece * q->piece; n < last; n++)
-            for (int64_t i0 = 0; i0 < p->rows; i0 += p->block) {
-                const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block, plane = n * p->groups + g;
-                if (terms == 0) FN(fill)(p->taps * VL, sums, 0);
-                FN(find_rows)(&source, plane, i0 * p->sh + p->top, (rows - 1) * p->sh + K, x);
-                FN(find_rows)(&grads, plane, i0, rows, dy);
-                FN(depthwise_sums_of)[p->sh - 1][K / 2 - 1](p, rows, x, dy, mask, sums);
-                terms += rows * ((p->cols + VL - 1) / VL);
-                if (terms >= 256 || (n + 1 == last && i0 + p->block >= p->rows)) {
-                    for (int64_t k = 0; k < p->taps; k++)
-                        to[k] += FN(sum_lanes)(*(const VU *)(sums + ((p->dh[k] - p->top) * K + p->dw[k] - p->left) * VL));
-                    terms = 0;
-                }
-            }
-    }
-}
-#undef TALL
 #endif

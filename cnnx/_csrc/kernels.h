@@ -164,6 +164,10 @@ typedef struct {
     /* Depthwise by square kernels, nothing packed; the plans return 0 where the problem is another. */
     int (*depthwise_plan)(cnnx_conv *);
     cnnx_task depthwise;
+    /* The input gradient of stride 2, all phases at once: the forward's problem, with x its output's gradient
+     * and y its input's. */
+    int (*depthwise_grad_plan)(cnnx_conv *);
+    cnnx_task depthwise_grad;
     int (*depthwise_weight_plan)(cnnx_conv_weight *);
     cnnx_task depthwise_weight;
     /* The same without packing pixels; 0 where no tap exists. */
