@@ -7,6 +7,7 @@
 #include "pack.inc.h"
 #include "conv.inc.h"
 #include "conv_weight.inc.h"
+#include "rows.inc.h"
 #include "depthwise.inc.h"
 #include "depthwise_grad.inc.h"
 #include "direct.inc.h"

@@ -92,7 +92,7 @@ static void FN(depthwise_grad)(const void *problem, int64_t task, void *scratch)
     const FN(rows_of) source = {p->x, planes * p->rows * p->cols, p->rows, p->cols, left, p->image_width, spare};
     const T *end = (T *)p->y + ((last - 1) * p->H + bottom) * p->W;
     FN(fill)(p->image_width, spare, 0);
-    FN(column_masks)(pairs, 1, left, p->cols, n, 0, mask);
+    FN(column_masks)(pairs, 1, 1, left, p->cols, n, 0, mask);
     for (int64_t plane = first; plane < last; plane++) {
         const int64_t g = plane % p->groups;
         const T *w = (const T *)p->weight + g * p->taps, bias = p->bias ? ((const T *)p->bias)[g] : 0;
@@ -193,7 +193,7 @@ static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
     q->tasks = q->pieces * p->m_blocks;
     q->x_size = FN(align)(FN(spare_rows)(p->block, p->cols, VL) * (p->cols > VL ? p->cols : VL));
     p->plane += (p->cols + VL - 1) / VL * VL; /* masks of dy */
-    q->scratch = (size_t)(p->image_size + q->x_size + p->plane + p->taps * VL) * sizeof(T) +
+    q->scratch = (size_t)(p->image_size + q->x_size + p->plane + (p->taps + VL) * VL) * sizeof(T) +
                  (size_t)(p->tile_rows + p->block) * sizeof(T *);
     return 1;
 }
@@ -203,7 +203,7 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
     const cnnx_conv_weight *q = problem;
     const cnnx_conv *p = &q->conv;
     T *spare = scratch, *dy_spare = spare + p->image_size, *sums = dy_spare + q->x_size;
-    FN(integer) *mask = (FN(integer) *)(sums + p->taps * VL);
+    FN(integer) *mask = (FN(integer) *)(sums + (p->taps + VL) * VL);
     const T **x = (const T **)(mask + p->plane), **dy = x + p->tile_rows;
     const int K = FN(kernel_size)(p);
     const int64_t piece = task / p->m_blocks, g0 = task % p->m_blocks * p->m_block, planes = p->N * p->groups;
@@ -214,21 +214,26 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
                                p->cols > VL ? p->cols : VL, dy_spare};
     T *to = (q->pieces > 1 ? (T *)q->partial + piece * p->groups * p->taps : (T *)q->grad) + g0 * p->taps;
     FN(fill)(source.reach, spare, 0);
-    FN(column_masks)(p->cols, p->sw, p->left, p->W, K, 1, mask);
+    FN(column_masks)(p->cols, p->sw, 1, p->left, p->W, K, 1, mask);
     for (int64_t g = g0; g < g1; g++, to += p->taps) {
         int64_t terms = 0; /* summed up in a lane since the lanes were added up: long sums of one sign lose digits */
         for (int64_t k = 0; k < p->taps; k++) to[k] = 0;
         for (int64_t n = piece * q->piece; n < last; n++)
             for (int64_t i0 = 0; i0 < p->rows; i0 += p->block) {
                 const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block, plane = n * p->groups + g;
-                if (terms == 0) FN(fill)(p->taps * VL, sums, 0);
+                if (terms == 0) FN(fill)((p->taps + VL) * VL, sums, 0);
                 FN(find_rows)(&source, plane, i0 * p->sh + p->top, (rows - 1) * p->sh + K, x);
                 FN(find_rows)(&grads, plane, i0, rows, dy);
                 FN(depthwise_sums_of)[p->sh - 1][K / 2 - 1](p, rows, x, dy, mask, sums);
                 terms += rows * ((p->cols + VL - 1) / VL);
                 if (terms >= 256 || (n + 1 == last && i0 + p->block >= p->rows)) {
-                    for (int64_t k = 0; k < p->taps; k++)
-                        to[k] += FN(sum_lanes)(*(const VU *)(sums + ((p->dh[k] - p->top) * K + p->dw[k] - p->left) * VL));
+                    for (int64_t k0 = 0; k0 < p->taps; k0 += VL) {
+                        V lanes[VL];
+                        UNROLL for (int l = 0; l < VL; l++) lanes[l] = *(const VU *)(sums + (k0 + l) * VL);
+                        T added[VL];
+                        *(VU *)added = FN(sum_each)(lanes);
+                        for (int64_t l = 0; l < VL && k0 + l < p->taps; l++) to[k0 + l] += added[l];
+                    }
                     terms = 0;
                 }
             }
