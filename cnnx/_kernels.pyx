@@ -75,7 +75,6 @@ cdef extern from "_csrc/kernels.h" nogil:
         int64_t planes, H, W, rows, cols, kh, kw, sh, sw, dh, dw, top, bottom, left, right
         int count_include_pad
         int64_t *bad
-        cnnx_conv conv
         int64_t tasks
         size_t scratch
 
@@ -114,7 +113,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*conv_plan)(cnnx_conv *, int) noexcept
         void (*conv_weight_plan)(cnnx_conv_weight *) noexcept
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
-        void (*pool_plan)(cnnx_pool *) noexcept
+        void (*pool_plan)(cnnx_pool *, int) noexcept
         int (*winograd_plan)(cnnx_conv *, int) noexcept
         cnnx_task winograd_weights, winograd
         int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
@@ -538,28 +537,13 @@ cdef int64_t describe_pool(cnnx_pool *p, cnp.ndarray image, cnp.ndarray pooled, 
     return p.planes * (p.rows * p.cols * p.kh * p.kw + p.H * p.W)
 
 
-cdef _Block window_taps(cnnx_pool *p):
-    """The window's taps for the problem's convolution; the block keeps them alive."""
-    cdef int64_t k, m, t = 0, n = p.kh * p.kw
-    cdef _Block memory = take(2 * n * sizeof(int64_t))
-    cdef int64_t *taps = <int64_t *>memory.data
-    for k in range(p.kh):
-        for m in range(p.kw):
-            taps[t] = k * p.dh - p.top
-            taps[n + t] = m * p.dw - p.left
-            t += 1
-    p.conv.x, p.conv.taps, p.conv.dh, p.conv.dw = p.x, n, taps, taps + n
-    return memory
-
-
 def max_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, tuple dilation,
                cnp.ndarray out, indices):
     """Fill `out` with each window's maximum and `indices` (or None) with where it stood."""
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, dilation)
     p.x, p.y, p.indices = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), <int64_t *>data_or_null(indices)
-    cdef _Block _taps = window_taps(&p)
-    table(x).pool_plan(&p)
+    table(x).pool_plan(&p, 1)
     run(table(x).max_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 
@@ -585,8 +569,7 @@ def avg_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, bint co
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, (1, 1))
     p.x, p.y, p.count_include_pad = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), count_include_pad
-    cdef _Block _taps = window_taps(&p)
-    table(x).pool_plan(&p)
+    table(x).pool_plan(&p, 0)
     run(table(x).avg_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 

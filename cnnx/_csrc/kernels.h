@@ -96,9 +96,10 @@ typedef struct {
     size_t scratch;
 } cnnx_matmul;
 
+enum { CNNX_PLAIN, CNNX_ROWS, CNNX_WHOLE }; /* pixel by pixel, vectors along rows, sums of whole images */
+
 /* Pooling of `planes` images of H x W into rows x cols. Window (i, j) covers rows i*sh - top + k*dh for
- * k < kh, and columns likewise. In the forward, conv has the taps of the window, and pool_plan sets the rest,
- * tasks and scratch. In the backward a task is one plane; average pooling's has W elements of scratch. */
+ * k < kh, and columns likewise. In the backward a task is one plane; average pooling's has W elements of scratch. */
 typedef struct {
     const void *x;                 /* backward: the output's gradient */
     void *y;                       /* backward: the input's gradient */
@@ -107,10 +108,12 @@ typedef struct {
     int64_t top, bottom, left, right;
     int count_include_pad;
     int64_t *bad;                  /* max backward: for each plane, -1 or the first bad index */
-    cnnx_conv conv;
-    int64_t tasks;
+    /* set by pool_plan: rows of windows a task, tasks along rows, planes a task, tasks along planes; the sizes of
+     * its scratch */
+    int64_t block, blocks, m_block, m_blocks;
+    int64_t reach, table_rows, image_size, mask_size, tasks;
     size_t scratch;
-    int rowwise;
+    int way;
 } cnnx_pool;
 
 /* Elementwise work on n values, in tasks of CNNX_CHUNK. */
@@ -149,7 +152,7 @@ typedef struct {
     void (*conv_plan)(cnnx_conv *, int threads);
     void (*conv_weight_plan)(cnnx_conv_weight *);
     void (*matmul_plan)(cnnx_matmul *, int threads);
-    void (*pool_plan)(cnnx_pool *);
+    void (*pool_plan)(cnnx_pool *, int max);
     /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
     cnnx_task pack_weights;
     cnnx_task conv;
