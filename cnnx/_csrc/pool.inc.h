@@ -104,97 +104,102 @@ typedef struct {
     const T *width;
 } FN(pool_tables);
 
-/* One row of windows, K x K of stride S where the compiler knows them, else 0: taps lo .. hi-1 of kh lie inside the
- * image, rows[k*dh] of it, the first of which is row h. Maxima begin with the first pixel inside; a border of
- * minus infinity never beats that. An average is a sum of row sums: the error of a 7x7 window stays that of 7 + 7 terms. */
+/* Rows i0 .. i0 + count-1 of windows in one plane, K x K of stride S where the compiler knows them, else 0; rows[0] is
+ * the first that they reach. Maxima begin with the first pixel inside the image; a border of minus infinity never
+ * beats that. An average is a sum of row sums: the error of a 7x7 window stays that of 7 + 7 terms. */
 static ALWAYS_INLINE void
-FN(pool_row)(const int max, const int indexed, const int K, const int S, const cnnx_pool *p, const T *const *rows,
-             const FN(pool_tables) *tables, int64_t lo, int64_t hi, int64_t h, T height, T *y, int64_t *indices,
-             const T *end)
+FN(pool_windows)(const int max, const int indexed, const int K, const int S, const cnnx_pool *p, const T *const *rows,
+                 const FN(pool_tables) *tables, int64_t i0, int64_t count, T *y, int64_t *indices, const T *end)
 {
-    const int64_t kw = K ? K : p->kw, kh = K ? K : p->kh, step = S ? S : p->sw, dw = S ? 1 : p->dw;
-    const FN(integer) *mask = tables->mask;
+    const int64_t kw = K ? K : p->kw, kh = K ? K : p->kh, dh = S ? 1 : p->dh, dw = S ? 1 : p->dw;
+    const int64_t sh = S ? S : p->sh, sw = S ? S : p->sw, cols = p->cols, W = p->W;
     FN(integers) lane;
-    for (int l = 0; l < VL; l++) lane[l] = (FN(integer))(l * step);
-    for (int64_t j = 0, v = 0;; j += VL, v += VL, mask += kw * VL) {
-        j = FN(column_of)(j, p->cols);
-        V best = {0};
-        FN(integers) at = {0};
-        const FN(integers) column = lane + (FN(integer))(j * step - p->left);
-        FN(integers) first = column;
-        if (max) first = *(const FN(loose_integers) *)(tables->first + v);
-        for (int64_t k = 0; k < kh; k++) {
-            if (k < lo || k >= hi) continue;
-            const T *x = rows[k * (S ? 1 : p->dh)] + j * step;
-            V part = {0};
-            FN(integers) place = first;
-            if (S) UNROLL for (int e = 0; e < S * S; e++) PREFETCH(x + e / S * p->W + e % S * VL + 8 * p->W);
-            for (int64_t q = 0; q < kw; q += S ? S : 1) {
-                V b[2];
-                FN(load_window)(S, step, x + q * dw, b);
-                for (int e = 0; e < (S ? S : 1); e++) {
-                    if (q + e == kw) break;
-                    if (!max) {
-                        part += FN(masked)(b[e], mask + (q + e) * VL);
-                        continue;
+    for (int l = 0; l < VL; l++) lane[l] = (FN(integer))(l * sw);
+    for (int64_t i = 0; i < count; i++, rows += sh, y += cols, indices += indexed ? cols : 0) {
+        const FN(integer) *mask = tables->mask;
+        const int64_t h = (i0 + i) * sh - p->top;
+        int64_t lo, hi;
+        FN(taps_inside)(h, dh, kh, p->H, &lo, &hi);
+        const T height = max ? 1 : FN(extent)(p, h, kh, p->H + p->bottom, hi - lo);
+        for (int64_t j = 0, v = 0;; j += VL, v += VL, mask += kw * VL) {
+            j = FN(column_of)(j, cols);
+            V best = {0};
+            FN(integers) at = {0}, first = {0};
+            const FN(integers) column = lane + (FN(integer))(j * sw - p->left);
+            if (indexed) first = *(const FN(loose_integers) *)(tables->first + v);
+            for (int64_t k = 0; k < kh; k++) {
+                if (k < lo || k >= hi) continue;
+                const T *x = rows[k * dh] + j * sw;
+                V part = {0};
+                FN(integers) place = first;
+                if (S) UNROLL for (int e = 0; e < S * S; e++) PREFETCH(x + e / S * W + e % S * VL + 8 * W);
+                for (int64_t q = 0; q < kw; q += S ? S : 1) {
+                    V b[2];
+                    FN(load_window)(S, sw, x + q * dw, b);
+                    for (int e = 0; e < (S ? S : 1); e++) {
+                        if (q + e == kw) break;
+                        if (!max) {
+                            part += FN(masked)(b[e], mask + (q + e) * VL);
+                            continue;
+                        }
+                        b[e] = FN(select)(*(const FN(loose_integers) *)(mask + (q + e) * VL), b[e], (V){0} - INFINITY);
+                        if (q + e == 0)
+                            part = b[e];
+                        else
+                            FN(take)(indexed, b[e], column + (FN(integer))((q + e) * dw), &part, &place);
                     }
-                    b[e] = FN(select)(*(const FN(loose_integers) *)(mask + (q + e) * VL), b[e], (V){0} - INFINITY);
-                    if (q + e == 0)
-                        part = b[e];
-                    else
-                        FN(take)(indexed, b[e], column + (FN(integer))((q + e) * dw), &part, &place);
+                }
+                place += (FN(integer))((h + k * dh) * W);
+                if (!max) {
+                    best += part;
+                } else if (k == lo) {
+                    best = part;
+                    at = place;
+                } else {
+                    FN(take)(indexed, part, place, &best, &at);
                 }
             }
-            place += (FN(integer))((h + (k - lo) * (S ? 1 : p->dh)) * p->W);
-            if (!max) {
-                best += part;
-            } else if (k == lo) {
-                best = part;
-                at = place;
+            if (!max && tables->width) best /= *(const VU *)(tables->width + v) * height;
+            FN(integer) spots[VL];
+            if (indexed) *(FN(loose_integers) *)spots = at;
+            if (end - (y + j) >= VL) {
+                *(VU *)(y + j) = best;
+                if (indexed)
+                    for (int l = 0; l < VL; l++) indices[j + l] = spots[l];
             } else {
-                FN(take)(indexed, part, place, &best, &at);
+                T numbers[VL];
+                *(VU *)numbers = best;
+                FN(copy)(numbers, end - (y + j), y + j);
+                if (indexed)
+                    for (int64_t l = 0; l < end - (y + j); l++) indices[j + l] = spots[l];
             }
+            if (j + VL >= cols) break;
         }
-        if (!max && tables->width) best /= *(const VU *)(tables->width + v) * height;
-        FN(integer) spots[VL];
-        if (indexed) *(FN(loose_integers) *)spots = at;
-        if (end - (y + j) >= VL) {
-            *(VU *)(y + j) = best;
-            if (indexed)
-                for (int l = 0; l < VL; l++) indices[j + l] = spots[l];
-        } else {
-            T numbers[VL];
-            *(VU *)numbers = best;
-            FN(copy)(numbers, end - (y + j), y + j);
-            if (indexed)
-                for (int64_t l = 0; l < end - (y + j); l++) indices[j + l] = spots[l];
-        }
-        if (j + VL >= p->cols) break;
     }
 }
 
-typedef void (*FN(pool_rows_of))(const cnnx_pool *, const T *const *, const FN(pool_tables) *, int64_t, int64_t, int64_t,
-                                 T, T *, int64_t *, const T *);
+typedef void (*FN(pool_tile))(const cnnx_pool *, const T *const *, const FN(pool_tables) *, int64_t, int64_t, T *, int64_t *,
+                              const T *);
 
 #define POOL(name, max, indexed, K, S)                                                                 \
     static NOINLINE void FN(pool_##name##_##K##_##S)(                                                   \
-        const cnnx_pool *p, const T *const *rows, const FN(pool_tables) *tables, int64_t lo, int64_t hi, \
-        int64_t h, T height, T *y, int64_t *indices, const T *end)                                     \
+        const cnnx_pool *p, const T *const *rows, const FN(pool_tables) *tables, int64_t i0, int64_t count, \
+        T *y, int64_t *indices, const T *end)                                                          \
     {                                                                                                  \
-        FN(pool_row)(max, indexed, K, S, p, rows, tables, lo, hi, h, height, y, indices, end);         \
+        FN(pool_windows)(max, indexed, K, S, p, rows, tables, i0, count, y, indices, end);             \
     }
 #define POOLS(K, S) POOL(avg, 0, 0, K, S) POOL(max, 1, 0, K, S) POOL(indexed, 1, 1, K, S)
 POOLS(0, 0) POOLS(2, 2) POOLS(3, 1) POOLS(3, 2)
 #undef POOLS
 #undef POOL
 
-static const FN(pool_rows_of) FN(pool_tiles)[4][3] = {
+static const FN(pool_tile) FN(pool_tiles)[4][3] = {
 #define ROW(K, S) {FN(pool_avg_##K##_##S), FN(pool_max_##K##_##S), FN(pool_indexed_##K##_##S)}
     ROW(0, 0), ROW(2, 2), ROW(3, 1), ROW(3, 2),
 #undef ROW
 };
 
-static FN(pool_rows_of) FN(pool_tile)(const cnnx_pool *p, int max)
+static FN(pool_tile) FN(choose_tile)(const cnnx_pool *p, int max)
 {
     int window = 0;
     if (p->kh == p->kw && p->sh == p->sw && p->dh == 1 && p->dw == 1)
@@ -224,7 +229,7 @@ static void FN(pool_planes)(const cnnx_pool *p, int max, int64_t i0, int64_t cou
     const T **rows = (const T **)(begin + strips * VL);
     const FN(pool_tables) tables = {mask, begin, divide ? width : NULL};
     const FN(rows_of) source = {p->x, p->planes * p->H * p->W, p->H, p->W, -p->left, p->reach, spare};
-    const FN(pool_rows_of) tile = FN(pool_tile)(p, max);
+    const FN(pool_tile) tile = FN(choose_tile)(p, max);
     const T *end = (T *)p->y + ((last - 1) * p->rows + i0 + count) * p->cols;
     FN(fill)(p->reach, spare, 0);
     FN(column_masks)(p->cols, p->sw, p->dw, -p->left, p->W, p->kw, 0, mask);
@@ -238,14 +243,8 @@ static void FN(pool_planes)(const cnnx_pool *p, int max, int64_t i0, int64_t cou
         }
     for (int64_t plane = first; plane < last; plane++) {
         FN(find_rows)(&source, plane, i0 * p->sh - p->top, (count - 1) * p->sh + (p->kh - 1) * p->dh + 1, rows);
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t h = (i0 + i) * p->sh - p->top, at = (plane * p->rows + i0 + i) * p->cols;
-            int64_t lo, hi;
-            FN(taps_inside)(h, p->dh, p->kh, p->H, &lo, &hi);
-            tile(p, rows + i * p->sh, &tables, lo, hi, h + lo * p->dh,
-                 max ? 1 : FN(extent)(p, h, p->kh, p->H + p->bottom, hi - lo), (T *)p->y + at,
-                 p->indices ? p->indices + at : NULL, end);
-        }
+        const int64_t at = (plane * p->rows + i0) * p->cols;
+        tile(p, rows, &tables, i0, count, (T *)p->y + at, p->indices ? p->indices + at : NULL, end);
     }
 }
 
