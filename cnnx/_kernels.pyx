@@ -114,6 +114,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*conv_weight_plan)(cnnx_conv_weight *) noexcept
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
         void (*pool_plan)(cnnx_pool *, int) noexcept
+        void (*pool_grad_plan)(cnnx_pool *, int) noexcept
         int (*winograd_plan)(cnnx_conv *, int) noexcept
         cnnx_task winograd_weights, winograd
         int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
@@ -556,7 +557,8 @@ def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray g
     p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.indices = <int64_t *>cnp.PyArray_DATA(indices)
     p.bad = <int64_t *>bad.data
-    run(table(grad_x).max_pool_backward, &p, p.planes, 0, threads_for(MOVE * work))
+    table(grad_x).pool_grad_plan(&p, 1)
+    run(table(grad_x).max_pool_backward, &p, p.tasks, 0, threads_for(MOVE * work))
     for t in range(p.planes):
         if p.bad[t] >= 0:
             return p.bad[t]
@@ -580,7 +582,8 @@ def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tup
     cdef int64_t work = describe_pool(&p, grad_x, grad_out, pool_size, stride, pads, (1, 1))
     p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.count_include_pad = count_include_pad
-    run(table(grad_x).avg_pool_backward, &p, p.planes, <size_t>p.W * 8, threads_for(MOVE * work))
+    table(grad_x).pool_grad_plan(&p, 0)
+    run(table(grad_x).avg_pool_backward, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 
 # ---------------------------------------------------------------- elementwise, softmax, batch norm

@@ -16,6 +16,7 @@
 #endif
 #include "matmul.inc.h"
 #include "pool.inc.h"
+#include "pool_grad.inc.h"
 #include "elementwise.inc.h"
 #include "norm.inc.h"
 
@@ -28,6 +29,7 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .conv_weight_plan = FN(conv_weight_plan),
     .matmul_plan = FN(matmul_plan),
     .pool_plan = FN(pool_plan),
+    .pool_grad_plan = FN(pool_grad_plan),
     .pack_weights = FN(pack_weights),
     .conv = FN(conv),
 #if defined(WINOGRAD)

@@ -96,10 +96,11 @@ typedef struct {
     size_t scratch;
 } cnnx_matmul;
 
-enum { CNNX_PLAIN, CNNX_ROWS, CNNX_WHOLE }; /* pixel by pixel, vectors along rows, sums of whole images */
+/* Pixel by pixel, vectors along rows, one window over the whole image, 2x2 windows side by side. */
+enum { CNNX_PLAIN, CNNX_ROWS, CNNX_WHOLE, CNNX_PAIRS };
 
 /* Pooling of `planes` images of H x W into rows x cols. Window (i, j) covers rows i*sh - top + k*dh for
- * k < kh, and columns likewise. In the backward a task is one plane; average pooling's has W elements of scratch. */
+ * k < kh, and columns likewise. Max pooling's backward knows no windows, only sizes and indices. */
 typedef struct {
     const void *x;                 /* backward: the output's gradient */
     void *y;                       /* backward: the input's gradient */
@@ -108,7 +109,7 @@ typedef struct {
     int64_t top, bottom, left, right;
     int count_include_pad;
     int64_t *bad;                  /* max backward: for each plane, -1 or the first bad index */
-    /* set by pool_plan: rows of windows a task, tasks along rows, planes a task, tasks along planes; the sizes of
+    /* set by the plans: rows of windows a task, tasks along rows, planes a task, tasks along planes; the sizes of
      * its scratch */
     int64_t block, blocks, m_block, m_blocks;
     int64_t reach, table_rows, image_size, mask_size, tasks;
@@ -153,6 +154,7 @@ typedef struct {
     void (*conv_weight_plan)(cnnx_conv_weight *);
     void (*matmul_plan)(cnnx_matmul *, int threads);
     void (*pool_plan)(cnnx_pool *, int max);
+    void (*pool_grad_plan)(cnnx_pool *, int max);
     /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
     cnnx_task pack_weights;
     cnnx_task conv;

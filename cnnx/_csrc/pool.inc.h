@@ -1,4 +1,4 @@
-/* Max and average pooling, forward and backward. Contracts: cnnx_pool in kernels.h.
+/* Max and average pooling, forward. Contracts: cnnx_pool in kernels.h.
  *
  * The forwards read the rows where they are, as depthwise convolution does (rows.inc.h), and columns beside the image are
  * replaced by minus infinity or zero: vectors run along the output's row. The usual windows have their sizes
@@ -345,48 +345,4 @@ static void FN(max_pool)(const void *problem, int64_t task, void *scratch)
 static void FN(avg_pool)(const void *problem, int64_t task, void *scratch)
 {
     FN(pool)(0, problem, task, scratch);
-}
-
-static void FN(max_pool_backward)(const void *problem, int64_t task, void *scratch)
-{
-    const cnnx_pool *p = problem;
-    (void)scratch;
-    const int64_t size = p->H * p->W, windows = p->rows * p->cols;
-    const T *grad = (const T *)p->x + task * windows;
-    T *to = (T *)p->y + task * size;
-    const int64_t *indices = p->indices + task * windows;
-    p->bad[task] = -1;
-    memset(to, 0, (size_t)size * sizeof(T));
-    for (int64_t q = 0; q < windows; q++) {
-        if (indices[q] < 0 || indices[q] >= size) {
-            p->bad[task] = task * windows + q;
-            return;
-        }
-        to[indices[q]] += grad[q]; /* windows overlap: accumulate */
-    }
-}
-
-/* A row of windows is spread along the row once, and that is added to each of the rows they cover. */
-static void FN(avg_pool_backward)(const void *problem, int64_t task, void *scratch)
-{
-    const cnnx_pool *p = problem;
-    const T *grad = (const T *)p->x + task * p->rows * p->cols;
-    T *to = (T *)p->y + task * p->H * p->W, *row = scratch;
-    memset(to, 0, (size_t)(p->H * p->W) * sizeof(T));
-    for (int64_t i = 0; i < p->rows; i++, grad += p->cols) {
-        int64_t i0 = i * p->sh - p->top, klo, khi;
-        FN(taps_inside)(i0, 1, p->kh, p->H, &klo, &khi);
-        const T height = FN(extent)(p, i0, p->kh, p->H + p->bottom, khi - klo);
-        for (int64_t j = 0; j < p->W; j++) row[j] = 0;
-        for (int64_t j = 0, j0 = -p->left; j < p->cols; j++, j0 += p->sw) {
-            const int64_t lo = j0 < 0 ? 0 : j0, hi = j0 + p->kw < p->W ? j0 + p->kw : p->W;
-            const T g = grad[j] / (FN(extent)(p, j0, p->kw, p->W + p->right, hi - lo) * height);
-            for (int64_t l = lo; l < hi; l++) {
-                row[l] += g;
-                PREVENT_MEMCPY; /* nor vectors: windows are short */
-            }
-        }
-        for (int64_t k = klo; k < khi; k++)
-            for (int64_t j = 0; j < p->W; j++) to[(i0 + k) * p->W + j] += row[j];
-    }
 }
