@@ -104,44 +104,39 @@ typedef struct {
     const T *width;
 } FN(pool_tables);
 
-/* Rows i0 .. i0 + count-1 of windows in one plane, K x K of stride S where the compiler knows them, else 0; rows[0] is
- * the first that they reach. Maxima begin with the first pixel inside the image; a border of minus infinity never
- * beats that. An average is a sum of row sums: the error of a 7x7 window stays that of 7 + 7 terms. */
+/* The kernels: rows i0 .. i0 + count-1 of windows in one plane, K x K of stride S where the compiler knows them, else 0;
+ * rows[0] is the first that they reach. What a vector has beyond the end of its row, the next row overwrites. */
+
+/* Maxima begin with the first pixel inside the image; a border of minus infinity never beats that. */
 static ALWAYS_INLINE void
-FN(pool_windows)(const int max, const int indexed, const int K, const int S, const cnnx_pool *p, const T *const *rows,
-                 const FN(pool_tables) *tables, int64_t i0, int64_t count, T *y, int64_t *indices, const T *end)
+FN(max_windows)(const int indexed, const int K, const int S, const cnnx_pool *p, const T *const *rows,
+                const FN(pool_tables) *tables, int64_t i0, int64_t count, T *y, int64_t *indices, const T *end)
 {
     const int64_t kw = K ? K : p->kw, kh = K ? K : p->kh, dh = S ? 1 : p->dh, dw = S ? 1 : p->dw;
     const int64_t sh = S ? S : p->sh, sw = S ? S : p->sw, cols = p->cols, W = p->W;
     FN(integers) lane;
     for (int l = 0; l < VL; l++) lane[l] = (FN(integer))(l * sw);
     for (int64_t i = 0; i < count; i++, rows += sh, y += cols, indices += indexed ? cols : 0) {
-        const FN(integer) *mask = tables->mask;
+        const FN(integer) *mask = tables->mask, *first = tables->first;
         const int64_t h = (i0 + i) * sh - p->top;
         int64_t lo, hi;
         FN(taps_inside)(h, dh, kh, p->H, &lo, &hi);
-        const T height = max ? 1 : FN(extent)(p, h, kh, p->H + p->bottom, hi - lo);
-        for (int64_t j = 0, v = 0;; j += VL, v += VL, mask += kw * VL) {
+        for (int64_t j = 0;; j += VL, first += VL, mask += kw * VL) {
             j = FN(column_of)(j, cols);
             V best = {0};
-            FN(integers) at = {0}, first = {0};
+            FN(integers) at = {0};
             const FN(integers) column = lane + (FN(integer))(j * sw - p->left);
-            if (indexed) first = *(const FN(loose_integers) *)(tables->first + v);
             for (int64_t k = 0; k < kh; k++) {
                 if (k < lo || k >= hi) continue;
                 const T *x = rows[k * dh] + j * sw;
                 V part = {0};
-                FN(integers) place = first;
+                FN(integers) place = *(const FN(loose_integers) *)first;
                 if (S) UNROLL for (int e = 0; e < S * S; e++) PREFETCH(x + e / S * W + e % S * VL + 8 * W);
                 for (int64_t q = 0; q < kw; q += S ? S : 1) {
                     V b[2];
                     FN(load_window)(S, sw, x + q * dw, b);
                     for (int e = 0; e < (S ? S : 1); e++) {
                         if (q + e == kw) break;
-                        if (!max) {
-                            part += FN(masked)(b[e], mask + (q + e) * VL);
-                            continue;
-                        }
                         b[e] = FN(select)(*(const FN(loose_integers) *)(mask + (q + e) * VL), b[e], (V){0} - INFINITY);
                         if (q + e == 0)
                             part = b[e];
@@ -150,16 +145,13 @@ FN(pool_windows)(const int max, const int indexed, const int K, const int S, con
                     }
                 }
                 place += (FN(integer))((h + k * dh) * W);
-                if (!max) {
-                    best += part;
-                } else if (k == lo) {
+                if (k == lo) {
                     best = part;
                     at = place;
                 } else {
                     FN(take)(indexed, part, place, &best, &at);
                 }
             }
-            if (!max && tables->width) best /= *(const VU *)(tables->width + v) * height;
             FN(integer) spots[VL];
             if (indexed) *(FN(loose_integers) *)spots = at;
             if (end - (y + j) >= VL) {
@@ -178,17 +170,61 @@ FN(pool_windows)(const int max, const int indexed, const int K, const int S, con
     }
 }
 
+/* Averages, or sums where there is no width: of column sums, for the error of a 7x7 window then is that of 7 + 7 terms. */
+static ALWAYS_INLINE void
+FN(avg_windows)(const int K, const int S, const cnnx_pool *p, const T *const *rows, const FN(pool_tables) *tables,
+                int64_t i0, int64_t count, T *y, const T *end)
+{
+    const int64_t kw = K ? K : p->kw, kh = K ? K : p->kh, sh = S ? S : p->sh, sw = S ? S : p->sw, cols = p->cols;
+    for (int64_t i = 0; i < count; i++, rows += sh, y += cols) {
+        const FN(integer) *mask = tables->mask;
+        const T *width = tables->width;
+        const int64_t h = (i0 + i) * sh - p->top;
+        int64_t lo, hi;
+        FN(taps_inside)(h, 1, kh, p->H, &lo, &hi);
+        const T height = FN(extent)(p, h, kh, p->H + p->bottom, hi - lo);
+        for (int64_t j = 0;; j += VL, mask += kw * VL) {
+            j = FN(column_of)(j, cols);
+            V sum = {0};
+            for (int64_t q = 0; q < kw; q += S ? S : 1) {
+                V part[2] = {{0}, {0}}, b[2];
+                for (int64_t k = 0; k < kh; k++) { /* above and below the image are rows of zeros */
+                    FN(load_window)(S, sw, rows[k] + j * sw + q, b);
+                    for (int e = 0; e < (S ? S : 1); e++) part[e] += b[e];
+                }
+                for (int e = 0; e < (S ? S : 1) && q + e < kw; e++) sum += FN(masked)(part[e], mask + (q + e) * VL);
+            }
+            if (width) {
+                sum /= *(const VU *)width * height;
+                width += VL;
+            }
+            if (end - (y + j) >= VL) {
+                *(VU *)(y + j) = sum;
+            } else {
+                T numbers[VL];
+                *(VU *)numbers = sum;
+                FN(copy)(numbers, end - (y + j), y + j);
+            }
+            if (j + VL >= cols) break;
+        }
+    }
+}
+
 typedef void (*FN(pool_tile))(const cnnx_pool *, const T *const *, const FN(pool_tables) *, int64_t, int64_t, T *, int64_t *,
                               const T *);
 
-#define POOL(name, max, indexed, K, S)                                                                 \
+#define POOL(name, K, S, call)                                                                         \
     static NOINLINE void FN(pool_##name##_##K##_##S)(                                                   \
         const cnnx_pool *p, const T *const *rows, const FN(pool_tables) *tables, int64_t i0, int64_t count, \
         T *y, int64_t *indices, const T *end)                                                          \
     {                                                                                                  \
-        FN(pool_windows)(max, indexed, K, S, p, rows, tables, i0, count, y, indices, end);             \
+        (void)indices;                                                                                 \
+        call;                                                                                          \
     }
-#define POOLS(K, S) POOL(avg, 0, 0, K, S) POOL(max, 1, 0, K, S) POOL(indexed, 1, 1, K, S)
+#define POOLS(K, S)                                                                                    \
+    POOL(avg, K, S, FN(avg_windows)(K, S, p, rows, tables, i0, count, y, end))                         \
+    POOL(max, K, S, FN(max_windows)(0, K, S, p, rows, tables, i0, count, y, NULL, end))                \
+    POOL(indexed, K, S, FN(max_windows)(1, K, S, p, rows, tables, i0, count, y, indices, end))
 POOLS(0, 0) POOLS(2, 2) POOLS(3, 1) POOLS(3, 2)
 #undef POOLS
 #undef POOL
