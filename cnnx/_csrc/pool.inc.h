@@ -296,24 +296,25 @@ static void FN(avg_whole)(const cnnx_pool *p, int64_t first, int64_t last)
     for (int64_t plane = first; plane < last; plane += VL) {
         const int64_t count = last - plane < VL ? last - plane : VL;
         V sums[VL];
-        for (int64_t l = 0; l < VL; l++) {
-            sums[l] = (V){0};
-            if (l >= count) continue;
+        for (int64_t l = 0; l < count; l++) {
             const T *x = (const T *)p->x + (plane + l) * n, *whole = x + n - rest;
-            while (x < whole) {
-                V part = {0};
-                const T *stop = whole - x > 16 * VL ? x + 16 * VL : whole;
-                for (; x < stop; x += VL) part += *(const VU *)x;
-                sums[l] += part;
-            }
-            if (rest && end - x >= VL) {
-                sums[l] += FN(masked)(*(const VU *)x, mask);
+            V sum = {0};
+            if (rest && end - whole >= VL) {
+                sum = FN(masked)(*(const VU *)whole, mask);
             } else if (rest) {
                 T lanes[VL] = {0};
-                memcpy(lanes, x, (size_t)rest * sizeof(T));
-                sums[l] += *(const VU *)lanes;
+                memcpy(lanes, whole, (size_t)rest * sizeof(T));
+                sum = *(const VU *)lanes;
             }
+            for (; whole - x > 16 * VL; x += 16 * VL) {
+                V part = {0};
+                for (int64_t q = 0; q < 16 * VL; q += VL) part += *(const VU *)(x + q);
+                sum += part;
+            }
+            for (; x < whole; x += VL) sum += *(const VU *)x;
+            sums[l] = sum;
         }
+        for (int64_t l = count; l < VL; l++) sums[l] = (V){0};
         T averages[VL], *y = (T *)p->y + plane;
         *(VU *)(count < VL ? averages : y) = FN(sum_each)(sums) / divisor;
         if (count < VL) memcpy(y, averages, (size_t)count * sizeof(T));

@@ -77,23 +77,21 @@ static void FN(avg_spread_rows)(const cnnx_pool *p, int64_t first, int64_t last,
 {
     cnnx_pool turned = *p;
     const int64_t area = p->rows * p->cols;
-    T *width = scratch, *divided = width + FN(align)(p->cols);
+    T *divisor = scratch, *divided = divisor + FN(align)(area);
     FN(turn)(p, last - first, &turned);
     turned.x = divided;
     turned.y = (T *)p->y + first * p->H * p->W;
-    for (int64_t j = 0; j < p->cols; j++) {
-        int64_t lo, hi;
-        FN(taps_inside)(j - p->left, 1, p->kw, p->W, &lo, &hi);
-        width[j] = FN(extent)(p, j - p->left, p->kw, p->W + p->right, hi - lo);
-    }
+    for (int64_t i = 0, h = -p->top; i < p->rows; i++, h++)
+        for (int64_t j = 0, w = -p->left; j < p->cols; j++, w++) {
+            int64_t lo, hi, left, right;
+            FN(taps_inside)(h, 1, p->kh, p->H, &lo, &hi);
+            FN(taps_inside)(w, 1, p->kw, p->W, &left, &right);
+            divisor[i * p->cols + j] = FN(extent)(p, h, p->kh, p->H + p->bottom, hi - lo) *
+                                       FN(extent)(p, w, p->kw, p->W + p->right, right - left);
+        }
     const T *grad = (const T *)p->x + first * area;
-    for (int64_t r = 0; r < (last - first) * p->rows; r++, grad += p->cols) {
-        const int64_t h = r % p->rows - p->top;
-        int64_t lo, hi;
-        FN(taps_inside)(h, 1, p->kh, p->H, &lo, &hi);
-        const T height = FN(extent)(p, h, p->kh, p->H + p->bottom, hi - lo);
-        for (int64_t j = 0; j < p->cols; j++) divided[r * p->cols + j] = grad[j] / (width[j] * height);
-    }
+    for (int64_t plane = 0; plane < last - first; plane++, grad += area)
+        for (int64_t q = 0; q < area; q++) divided[plane * area + q] = grad[q] / divisor[q];
     FN(pool_planes)(&turned, 0, 0, turned.rows, 0, turned.planes, 0, divided + FN(align)(turned.planes * area));
 }
 #endif
@@ -118,7 +116,7 @@ static void FN(pool_grad_plan)(cnnx_pool *p, int max)
         cnnx_pool turned = *p;
         FN(turn)(p, p->m_block, &turned);
         p->way = CNNX_ROWS;
-        p->scratch = turned.scratch + (size_t)(FN(align)(p->cols) + FN(align)(p->m_block * p->rows * p->cols)) * sizeof(T);
+        p->scratch = turned.scratch + (size_t)(FN(align)(p->rows * p->cols) + FN(align)(p->m_block * p->rows * p->cols)) * sizeof(T);
     }
 #endif
 }
