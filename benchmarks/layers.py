@@ -1,10 +1,10 @@
 """Layer by layer against PyTorch: ``python -m benchmarks.layers [--threads 1] [--design]``.
 
 For each convolution: forward, and backward with all three gradients. For each pooling: forward (a
-maximum with its indices) and backward, in GB/s of the image and the pooled image together. PyTorch is timed with its
-tensors in NCHW and in channels_last already, and the better counts; cnnx takes NCHW NumPy arrays
-and allocates its results. Both results are compared before any clock starts. A ratio over 1 means
-that cnnx is faster. Needs ``torch``.
+maximum with its indices) and backward, in GB/s of the image and the pooled image together. PyTorch
+is timed with its tensors in NCHW and in channels_last already, and the better counts; cnnx takes
+NCHW NumPy arrays and allocates its results. Both results are compared before any clock starts. A
+ratio over 1 means that cnnx is faster. Needs ``torch``.
 """
 
 from __future__ import annotations

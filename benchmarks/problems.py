@@ -72,9 +72,8 @@ class Pool(NamedTuple):
         return "GB/s", gigabytes, gigabytes
 
     def __str__(self) -> str:
-        if not self.size:
-            return f"{self.n},{self.c},{self.hw},{self.hw} global {self.kind}"
-        return f"{self.n},{self.c},{self.hw},{self.hw} {self.kind} {self.size}x{self.size} s{self.stride}"
+        window = f"{self.size}x{self.size} s{self.stride}" if self.size else "global"
+        return f"{self.n},{self.c},{self.hw},{self.hw} {self.kind} {window}"
 
 
 def _square(n, c, hw, f, k, stride=1, padding=None, dilation=1, groups=1):  # type: ignore[no-untyped-def]
