@@ -341,6 +341,13 @@ def test_indices_of_another_window(size: naive.Pair, implementation: str, dtype:
     assert_array_equal(cnnx.max_pool2d_backward(grad_out, indices, shape), expected)
 
 
+def test_long_double_survives(implementation: str, dtype: Any) -> None:
+    # A kernel that touches an MMX register and does not say so breaks the x87 unit for the process.
+    indices = np.arange(4 * 12).reshape(1, 4, 3, 4) % 48
+    cnnx.max_pool2d_backward(np.ones((1, 4, 3, 4), dtype), indices, (1, 4, 6, 8))
+    assert np.array([1, 2], np.longdouble).sum() == 3
+
+
 @pytest.mark.parametrize("planes", [1, 2, 15, 16, 17, 33])
 @pytest.mark.parametrize("hw", [(1, 1), (7, 7), (5, 13), (40, 17)])
 def test_global_average_of_many(
