@@ -26,18 +26,11 @@ MACHINE = platform.machine().lower()
 OPTIMISE = ["/O2", "/std:c11"] if MSVC else ["-O3", "-g0", "-ffp-contract=fast", "-std=gnu11"]
 FLAGS: dict[str, list[str]] = {"baseline": []}
 if MACHINE in ("x86_64", "amd64") and not MSVC:
-    # gcc 12 moves 8 bytes through an MMX register, which breaks the x87 unit, and so long double.
-    FLAGS["baseline"] = ["-mno-mmx"]
-    FLAGS["avx2"] = ["-mno-mmx", "-mavx2", "-mfma"]
-    FLAGS["avx512"] = [
-        "-mno-mmx",
-        "-mavx512f",
-        "-mavx512vl",
-        "-mavx512dq",
-        "-mavx512bw",
-        "-mavx2",
-        "-mfma",
-    ]
+    FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"]
+    for flags in FLAGS.values():
+        # gcc 12 moves 8 bytes through an MMX register, which breaks the x87 unit, and so long double.
+        flags.append("-mno-mmx")
     MACROS = [("CNNX_X86", None)]
 elif MACHINE in ("aarch64", "arm64") and not MSVC:
     FLAGS["neon"] = []
