@@ -7,6 +7,7 @@
  * is overwritten by the next row, up to the end of the task's output.
  */
 #if defined(__GNUC__)
+#define UNROLL_ROWS _Pragma("GCC unroll 19")
 #define TALL 7 /* divides 14, 28, 56 and 112, the usual sizes; 7 sums, 7 weights, a mask and a pixel fit 16 registers */
 
 /* R output rows of one plane, of which `count` are stored. */
@@ -20,8 +21,9 @@ FN(depthwise_tile)(const int K, const int S, const int R, const cnnx_conv *p, co
         j = FN(column_of)(j, p->cols);
         V acc[TALL];
         UNROLL for (int i = 0; i < R; i++) acc[i] = bias - (V){0};
-        UNROLL for (int i = 0; i < R * S; i++)
-            UNROLL for (int e = 0; e < S; e++) PREFETCH(rows[K - S + i] + j * S + e * VL + R * S * p->W);
+        if (p->cols > VL) /* the next tile's rows, which the hardware does not expect while this one is computed */
+            UNROLL for (int i = 0; i < R * S; i++)
+                UNROLL for (int e = 0; e < S; e++) PREFETCH(rows[K - S + i] + j * S + e * VL + R * S * p->W);
         UNROLL for (int q = 0; q < K; q += S) {
             V weight[7][2];
             UNROLL for (int k = 0; k < K; k++)
@@ -30,7 +32,7 @@ FN(depthwise_tile)(const int K, const int S, const int R, const cnnx_conv *p, co
                     weight[k][e] = w[k * K + q + e] - (V){0};
                     KEEP(weight[k][e]);
                 }
-            UNROLL for (int r = 0; r < (R - 1) * S + K; r++) {
+            UNROLL_ROWS for (int r = 0; r < (R - 1) * S + K; r++) {
                 V b[2];
                 FN(load_columns)(S, rows[r] + j * S + q, b);
                 UNROLL for (int e = 0; e < S; e++) {
@@ -70,13 +72,14 @@ typedef void (*FN(depthwise_rows))(const cnnx_conv *, const T *const *, const T 
         FN(depthwise_tile)(K, S, R, p, rows, w, bias, mask, count, y, end);                            \
     }
 DEPTHWISE(3, 1, 7) DEPTHWISE(5, 1, 7) DEPTHWISE(7, 1, 7) DEPTHWISE(3, 1, 4) DEPTHWISE(5, 1, 4) DEPTHWISE(7, 1, 4)
-DEPTHWISE(3, 2, 4) DEPTHWISE(5, 2, 4) DEPTHWISE(7, 2, 4)
+DEPTHWISE(3, 2, 7) DEPTHWISE(5, 2, 7) DEPTHWISE(7, 2, 7) DEPTHWISE(3, 2, 4) DEPTHWISE(5, 2, 4) DEPTHWISE(7, 2, 4)
 #undef DEPTHWISE
 
-static FN(depthwise_rows) FN(depthwise_tiles)[3][3] = {
-    {FN(depthwise_3_1_7), FN(depthwise_5_1_7), FN(depthwise_7_1_7)},
-    {FN(depthwise_3_1_4), FN(depthwise_5_1_4), FN(depthwise_7_1_4)},
-    {FN(depthwise_3_2_4), FN(depthwise_5_2_4), FN(depthwise_7_2_4)},
+static const FN(depthwise_rows) FN(depthwise_tiles)[2][2][3] = {
+#define ROW(S, R) {FN(depthwise_3_##S##_##R), FN(depthwise_5_##S##_##R), FN(depthwise_7_##S##_##R)}
+    {ROW(1, 7), ROW(1, 4)},
+    {ROW(2, 7), ROW(2, 4)},
+#undef ROW
 };
 
 static inline int FN(kernel_size)(const cnnx_conv *p) { return p->taps == 9 ? 3 : p->taps == 25 ? 5 : 7; }
@@ -84,7 +87,7 @@ static inline int FN(kernel_size)(const cnnx_conv *p) { return p->taps == 9 ? 3 
 /* Rows of a tile: seven, or four where they waste less. */
 static inline int64_t FN(tile_height)(const cnnx_conv *p, int64_t rows)
 {
-    return p->sh == 2 || (rows + 6) / 7 * 7 > (rows + 3) / 4 * 5 ? 4 : 7;
+    return (rows + 6) / 7 * 7 > (rows + 3) / 4 * 5 ? 4 : 7;
 }
 
 static int FN(depthwise_plan)(cnnx_conv *p)
@@ -123,7 +126,7 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
     const int64_t first = task / p->blocks * p->m_block;
     const int64_t last = first + p->m_block < planes ? first + p->m_block : planes;
     const int64_t tall = FN(tile_height)(p, count);
-    const FN(depthwise_rows) tile = FN(depthwise_tiles)[p->sh == 2 ? 2 : tall == 4][K / 2 - 1];
+    const FN(depthwise_rows) tile = FN(depthwise_tiles)[p->sh - 1][tall == 4][K / 2 - 1];
     const FN(rows_of) source = {p->x, planes * p->H * p->W, p->H, p->W, p->left, p->image_width, spare};
     const T *end = (T *)p->y + ((last - 1) * p->rows + i0 + count) * p->cols;
     int64_t order[49];
