@@ -74,6 +74,8 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
 #undef HIGH
 #undef EVEN
 #undef ODD
+#undef LEFT
+#undef RIGHT
 #undef V
 #undef VU
 #undef FN

@@ -113,11 +113,21 @@ static ALWAYS_INLINE void FN(prefetch)(const T *x, int64_t n)
 
 /* Weight gradient: sums[k] += dy times tap k, in lanes, for R rows of dy; kernel rows k0 .. k0+n-1. */
 static ALWAYS_INLINE void
-FN(depthwise_outer)(const int K, const int S, const int n, const int R, const T *const *x, const T *const *dy,
+FN(depthwise_outer)(const int K, const int S, const int n, const int R, const cnnx_conv *p, const T *const *x, const T *const *dy,
                     int64_t j, const FN(integer) *mask, V acc[5][7])
 {
     V d[TALL];
     UNROLL for (int i = 0; i < R; i++) d[i] = FN(masked)(*(const VU *)(dy[i] + j), mask + K * VL);
+    if (K == 3 && S == 1 && n == 3 && FN(is_narrow)(p)) {
+        UNROLL for (int r = 0; r < R - 1 + n; r++) {
+            V b[3];
+            FN(three_columns)(x[r], mask, b);
+            UNROLL for (int q = 0; q < 3; q++)
+                UNROLL for (int i = 0; i < R; i++)
+                    if (r - i >= 0 && r - i < n) acc[r - i][q] += d[i] * b[q];
+        }
+        return;
+    }
     UNROLL for (int q = 0; q < K; q += S)
         UNROLL for (int r = 0; r < (R - 1) * S + n; r++) {
             V b[2];
@@ -152,9 +162,9 @@ FN(depthwise_sums)(const int K, const int S, const cnnx_conv *p, int64_t rows, c
                     FN(prefetch)(x[i * S + K - 1] + R * S * p->W, R * S * p->W);
                     FN(prefetch)(dy[i] + R * p->cols, R * p->cols);
                 }
-                FN(depthwise_outer)(K, S, n, R, x + i * S + k, dy + i, j, mask, acc);
+                FN(depthwise_outer)(K, S, n, R, p, x + i * S + k, dy + i, j, mask, acc);
             }
-            for (; i < rows; i++) FN(depthwise_outer)(K, S, n, 1, x + i * S + k, dy + i, j, mask, acc);
+            for (; i < rows; i++) FN(depthwise_outer)(K, S, n, 1, p, x + i * S + k, dy + i, j, mask, acc);
             UNROLL for (int a = 0; a < n; a++)
                 UNROLL for (int b = 0; b < K; b++) *(VU *)(sums + ((k + a) * K + b) * VL) = acc[a][b];
         }
