@@ -1,14 +1,13 @@
-/* Depthwise convolution by square kernels of 3, 5 and 7, stride 1 and 2: forward, and the gradients.
+/* Depthwise convolution by square kernels of 3, 5 and 7, stride 1 and 2, which is also the input gradient of
+ * stride 1. Nothing is copied or packed: rows and masks are those of rows.inc.h.
  *
- * Nothing is copied or packed. The kernels take a table of pointers to rows: of the image, of a row of zeros
- * above and below it, and of copies of those few rows beside which a vector would leave the array. Columns
- * outside the image are masked. A tile of TALL output rows shares the loads of a column of taps, whose weights
- * stay in registers. Vectors run along the row; where it is shorter than one, what is stored beyond its end
- * is overwritten by the next row, up to the end of the task's output.
+ * A tile of 7 output rows shares the loads of a column of taps, whose weights stay in registers: 7 sums, 7 weights,
+ * a mask and a pixel fit 16 of them. Vectors run along the row. Where it is shorter than one, what is stored
+ * beyond its end is overwritten by the next row, up to the end of the task's output.
  */
 #if defined(__GNUC__)
-#define UNROLL_ROWS _Pragma("GCC unroll 19")
-#define TALL 7 /* divides 14, 28, 56 and 112, the usual sizes; 7 sums, 7 weights, a mask and a pixel fit 16 registers */
+#define TALL 7 /* divides 14, 28, 56 and 112, the usual sizes */
+#define UNROLL_ROWS _Pragma("GCC unroll 19") /* as many as a tile of stride 2 meets with a 7x7 kernel */
 
 /* Whether a 3x3 kernel of stride 1 meets rows that a vector holds, with a border of one pixel. */
 static ALWAYS_INLINE int FN(is_narrow)(const cnnx_conv *p)
@@ -20,8 +19,8 @@ static ALWAYS_INLINE int FN(is_narrow)(const cnnx_conv *p)
 #endif
 }
 
-/* Such a row as its three taps see it, loaded once and shifted: most loads would cross a cache line, 45 ns a plane of
- * 14x14 instead of 37. */
+/* Such a row as its three taps see it, loaded once and shifted: 36 ns a plane of 14x14, where three loads, most of
+ * which cross a cache line, took 45. */
 static ALWAYS_INLINE void FN(three_columns)(const T *row, const FN(integer) *mask, V b[3])
 {
 #if defined(SHUFFLE)
@@ -48,7 +47,8 @@ FN(depthwise_tile)(const int K, const int S, const int R, const cnnx_conv *p, co
         UNROLL for (int i = 0; i < R; i++) acc[i] = bias - (V){0};
         if (p->cols > VL) { /* what the hardware does not expect: 8,96,112,112 of stride 2 from 3.1 to 1.1 ms */
             UNROLL for (int i = 0; i < R * S; i++)
-                UNROLL for (int e = 0; e < S; e++) PREFETCH(rows[K - S + i] + j * S + e * VL + R * S * S * p->W);
+                UNROLL for (int e = 0; e < S; e++)
+                    PREFETCH(rows[K - S + i] + j * S + e * VL + R * S * S * p->W);
             UNROLL for (int i = 0; i < R; i++) PREFETCH(y + j + (i + R) * YW);
         }
         if (K == 3 && S == 1 && FN(is_narrow)(p)) {
@@ -96,8 +96,8 @@ FN(depthwise_tile)(const int K, const int S, const int R, const cnnx_conv *p, co
     }
 }
 
-typedef void (*FN(depthwise_rows))(const cnnx_conv *, const T *const *, const T *, T, const FN(integer) *, int64_t,
-                                   T *, const T *);
+typedef void (*FN(depthwise_rows))(const cnnx_conv *, const T *const *, const T *, T, const FN(integer) *,
+                                   int64_t, T *, const T *);
 
 #define DEPTHWISE(K, S, R)                                                                            \
     static NOINLINE void FN(depthwise_##K##_##S##_##R)(                                                \
@@ -106,8 +106,9 @@ typedef void (*FN(depthwise_rows))(const cnnx_conv *, const T *const *, const T 
     {                                                                                                  \
         FN(depthwise_tile)(K, S, R, p, rows, w, bias, mask, count, y, end);                            \
     }
-DEPTHWISE(3, 1, 7) DEPTHWISE(5, 1, 7) DEPTHWISE(7, 1, 7) DEPTHWISE(3, 1, 4) DEPTHWISE(5, 1, 4) DEPTHWISE(7, 1, 4)
-DEPTHWISE(3, 2, 7) DEPTHWISE(5, 2, 7) DEPTHWISE(7, 2, 7) DEPTHWISE(3, 2, 4) DEPTHWISE(5, 2, 4) DEPTHWISE(7, 2, 4)
+#define SIZES(S, R) DEPTHWISE(3, S, R) DEPTHWISE(5, S, R) DEPTHWISE(7, S, R)
+SIZES(1, 7) SIZES(1, 4) SIZES(2, 7) SIZES(2, 4)
+#undef SIZES
 #undef DEPTHWISE
 
 static const FN(depthwise_rows) FN(depthwise_tiles)[2][2][3] = {
@@ -120,7 +121,7 @@ static const FN(depthwise_rows) FN(depthwise_tiles)[2][2][3] = {
 static inline int FN(kernel_size)(const cnnx_conv *p) { return p->taps == 9 ? 3 : p->taps == 25 ? 5 : 7; }
 
 /* Rows of a tile: seven, or four where they waste less. */
-static inline int64_t FN(tile_height)(const cnnx_conv *p, int64_t rows)
+static inline int64_t FN(tile_height)(int64_t rows)
 {
     return (rows + 6) / 7 * 7 > (rows + 3) / 4 * 5 ? 4 : 7;
 }
@@ -160,7 +161,7 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
     const int64_t count = p->rows - i0 < p->block ? p->rows - i0 : p->block;
     const int64_t first = task / p->blocks * p->m_block;
     const int64_t last = first + p->m_block < planes ? first + p->m_block : planes;
-    const int64_t tall = FN(tile_height)(p, count);
+    const int64_t tall = FN(tile_height)(count), most = count > tall ? count : tall;
     const FN(depthwise_rows) tile = FN(depthwise_tiles)[p->sh - 1][tall == 4][K / 2 - 1];
     const FN(rows_of) source = {p->x, planes * p->H * p->W, p->H, p->W, p->left, p->image_width, spare};
     const T *end = (T *)p->y + ((last - 1) * p->rows + i0 + count) * p->cols;
@@ -173,7 +174,7 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
         const T *weight = (const T *)p->weight + g * p->w_group, bias = p->bias ? ((const T *)p->bias)[g] : 0;
         T *y = (T *)p->y + (plane * p->rows + i0) * p->cols, w[49];
         for (int64_t t = 0; t < p->taps; t++) w[t] = weight[order[t]];
-        FN(find_rows)(&source, plane, i0 * p->sh + p->top, ((count > tall ? count : tall) - 1) * p->sh + K, rows);
+        FN(find_rows)(&source, plane, i0 * p->sh + p->top, (most - 1) * p->sh + K, rows);
         for (int64_t i = 0;; i += tall) {
             if (i + tall > count) i = count > tall ? count - tall : 0;
             tile(p, rows + i * p->sh, w, bias, mask, count - i, y + i * p->cols, end);
@@ -181,7 +182,8 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
         }
         if (p->activation > CNNX_RELU) {
             int64_t q = 0;
-            for (; q + VL <= count * p->cols; q += VL) *(VU *)(y + q) = FN(fused)(*(const VU *)(y + q), p->activation);
+            for (; q + VL <= count * p->cols; q += VL)
+                *(VU *)(y + q) = FN(fused)(*(const VU *)(y + q), p->activation);
             for (; q < count * p->cols; q++) y[q] = FN(activate)(y[q], p->activation);
         }
     }

@@ -77,13 +77,13 @@ static int FN(depthwise_grad_plan)(cnnx_conv *p)
 
 static void FN(depthwise_grad)(const void *problem, int64_t task, void *scratch)
 {
-    static const FN(depthwise_rows) tiles[3] = {FN(depthwise_pairs_3), FN(depthwise_pairs_5), FN(depthwise_pairs_7)};
+    static const FN(depthwise_rows) tiles[] = {FN(depthwise_pairs_3), FN(depthwise_pairs_5), FN(depthwise_pairs_7)};
     const cnnx_conv *p = problem;
     T *spare = scratch;
     FN(integer) *mask = (FN(integer) *)(spare + p->image_size);
     const T **rows = (const T **)(mask + p->plane);
     const int K = FN(kernel_size)(p), n = (K + 1) / 2;
-    const int64_t top = (1 - p->top) / 2 - K / 2, left = (1 - p->left) / 2 - K / 2; /* c of the kernel's contract */
+    const int64_t top = (1 - p->top) / 2 - K / 2, left = (1 - p->left) / 2 - K / 2; /* the kernel's c */
     const int64_t pairs = (p->W + 1) / 2, down = (p->H + 1) / 2, planes = p->N * p->groups;
     const int64_t i0 = task % p->blocks * p->block, first = task / p->blocks * p->m_block;
     const int64_t count = down - i0 < p->block ? down - i0 : p->block;
@@ -100,7 +100,8 @@ static void FN(depthwise_grad)(const void *problem, int64_t task, void *scratch)
         for (int64_t i = 0;; i += 2) {
             if (i + 2 > count) i = count > 2 ? count - 2 : 0;
             const int64_t h = 2 * (i0 + i);
-            tiles[K / 2 - 1](p, rows + i, w, bias, mask, bottom - h, (T *)p->y + (plane * p->H + h) * p->W, end);
+            T *y = (T *)p->y + (plane * p->H + h) * p->W;
+            tiles[K / 2 - 1](p, rows + i, w, bias, mask, bottom - h, y, end);
             if (i + 2 >= count) break;
         }
     }
@@ -111,10 +112,10 @@ static ALWAYS_INLINE void FN(prefetch)(const T *x, int64_t n)
     for (int64_t l = 0; l < n; l += 64 / (int64_t)sizeof(T)) PREFETCH(x + l);
 }
 
-/* Weight gradient: sums[k] += dy times tap k, in lanes, for R rows of dy; kernel rows k0 .. k0+n-1. */
+/* Weight gradient: acc[k][l] += dy times what tap (k, l) of n rows of the kernel sees, in lanes, for R rows of dy. */
 static ALWAYS_INLINE void
-FN(depthwise_outer)(const int K, const int S, const int n, const int R, const cnnx_conv *p, const T *const *x, const T *const *dy,
-                    int64_t j, const FN(integer) *mask, V acc[5][7])
+FN(depthwise_outer)(const int K, const int S, const int n, const int R, const cnnx_conv *p, const T *const *x,
+                    const T *const *dy, int64_t j, const FN(integer) *mask, V acc[5][7])
 {
     V d[TALL];
     UNROLL for (int i = 0; i < R; i++) d[i] = FN(masked)(*(const VU *)(dy[i] + j), mask + K * VL);
@@ -144,8 +145,8 @@ FN(depthwise_outer)(const int K, const int S, const int n, const int R, const cn
 
 /* The same for `rows` rows, the sums in registers: of all the kernel's rows, or of some at a time. */
 static ALWAYS_INLINE void
-FN(depthwise_sums)(const int K, const int S, const cnnx_conv *p, int64_t rows, const T *const *x, const T *const *dy,
-                   const FN(integer) *mask, T *sums)
+FN(depthwise_sums)(const int K, const int S, const cnnx_conv *p, int64_t rows, const T *const *x,
+                   const T *const *dy, const FN(integer) *mask, T *sums)
 {
     const int wide = VECTOR_BYTES == 64; /* 32 registers, not 16 */
     const int most = K == 3 ? 3 : K == 5 ? (wide ? 5 : 2) : wide ? 3 : 1, R = wide && K != 5 ? 7 : 4;
@@ -226,11 +227,12 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
     FN(fill)(source.reach, spare, 0);
     FN(column_masks)(p->cols, p->sw, 1, p->left, p->W, K, 1, mask);
     for (int64_t g = g0; g < g1; g++, to += p->taps) {
-        int64_t terms = 0; /* summed up in a lane since the lanes were added up: long sums of one sign lose digits */
+        int64_t terms = 0; /* in a lane since the lanes were added up: long sums of one sign lose digits */
         for (int64_t k = 0; k < p->taps; k++) to[k] = 0;
         for (int64_t n = piece * q->piece; n < last; n++)
             for (int64_t i0 = 0; i0 < p->rows; i0 += p->block) {
-                const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block, plane = n * p->groups + g;
+                const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
+                const int64_t plane = n * p->groups + g;
                 if (terms == 0) FN(fill)((p->taps + VL) * VL, sums, 0);
                 FN(find_rows)(&source, plane, i0 * p->sh + p->top, (rows - 1) * p->sh + K, x);
                 FN(find_rows)(&grads, plane, i0, rows, dy);
@@ -250,4 +252,5 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
     }
 }
 #undef TALL
+#undef UNROLL_ROWS
 #endif

@@ -50,7 +50,8 @@ typedef struct {
     size_t scratch;
     /* set by winograd_plan, where pixels and block count tiles: the kernel's first row and column, its
      * taps in order, tiles in an image, size of a plane, and the copy of an image's rows. direct_plan
-     * uses them alike; there block counts rows. */
+     * uses them alike; there block counts rows. And so does depthwise_plan, with the length of a row that
+     * is read, the rows of a task, and the size of the masks as image_width, tile_rows and plane. */
     int64_t top, left, tap[9], tile_rows, tile_cols, plane, image_width, image_size;
     int64_t phases_h, phases_w, extent_h;
 } cnnx_conv;
@@ -109,8 +110,8 @@ typedef struct {
     int64_t top, bottom, left, right;
     int count_include_pad;
     int64_t *bad;                  /* max backward: for each plane, -1 or the first bad index */
-    /* set by the plans: rows of windows a task, tasks along rows, planes a task, tasks along planes; the sizes of
-     * its scratch */
+    /* set by the plans: rows of windows a task, tasks along rows, planes a task, tasks along planes; sizes of
+     * the scratch */
     int64_t block, blocks, m_block, m_blocks;
     int64_t reach, table_rows, image_size, mask_size, tasks;
     size_t scratch;

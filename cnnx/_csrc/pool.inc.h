@@ -1,6 +1,6 @@
 /* Max and average pooling, forward. Contracts: cnnx_pool in kernels.h.
  *
- * The forwards read the rows where they are, as depthwise convolution does (rows.inc.h), and columns beside the image are
+ * Rows are read where they are, as by depthwise convolution (rows.inc.h), and columns beside the image are
  * replaced by minus infinity or zero: vectors run along the output's row. The usual windows have their sizes
  * compiled in. An average of the whole image is a sum along memory. What is left, a single window across a
  * larger image, and compilers without vectors, has plain loops.
@@ -75,7 +75,7 @@ static void FN(avg_plane)(const cnnx_pool *p, int64_t task)
 }
 
 #if defined(__GNUC__)
-/* VL numbers a step apart. S is the step where the compiler knows it, and then b[1] of step 2 the numbers between. */
+/* VL numbers a step apart. S is the step where the compiler knows it, and b[1] then the numbers between. */
 static ALWAYS_INLINE void FN(load_window)(const int S, int64_t step, const T *x, V b[2])
 {
     if (S) {
@@ -104,8 +104,8 @@ typedef struct {
     const T *width;
 } FN(pool_tables);
 
-/* The kernels: rows i0 .. i0 + count-1 of windows in one plane, K x K of stride S where the compiler knows them, else 0;
- * rows[0] is the first that they reach. What a vector has beyond the end of its row, the next row overwrites. */
+/* The kernels: rows i0 .. i0 + count-1 of windows in one plane, K x K of stride S where the compiler knows them,
+ * else 0; rows[0] is the first that they reach. What a vector has too much, the next row overwrites. */
 
 /* Maxima begin with the first pixel inside the image; a border of minus infinity never beats that. */
 static ALWAYS_INLINE void
@@ -137,7 +137,8 @@ FN(max_windows)(const int indexed, const int K, const int S, const cnnx_pool *p,
                     FN(load_window)(S, sw, x + q * dw, b);
                     for (int e = 0; e < (S ? S : 1); e++) {
                         if (q + e == kw) break;
-                        b[e] = FN(select)(*(const FN(loose_integers) *)(mask + (q + e) * VL), b[e], (V){0} - INFINITY);
+                        const FN(integers) inside = *(const FN(loose_integers) *)(mask + (q + e) * VL);
+                        b[e] = FN(select)(inside, b[e], (V){0} - INFINITY);
                         if (q + e == 0)
                             part = b[e];
                         else
@@ -170,7 +171,8 @@ FN(max_windows)(const int indexed, const int K, const int S, const cnnx_pool *p,
     }
 }
 
-/* Averages, or sums where there is no width: of column sums, for the error of a 7x7 window then is that of 7 + 7 terms. */
+/* Averages, or sums where there is no width: of column sums, for the error of a 7x7 window then is that of 7 + 7
+ * terms. */
 static ALWAYS_INLINE void
 FN(avg_windows)(const int K, const int S, const cnnx_pool *p, const T *const *rows, const FN(pool_tables) *tables,
                 int64_t i0, int64_t count, T *y, const T *end)
@@ -192,7 +194,8 @@ FN(avg_windows)(const int K, const int S, const cnnx_pool *p, const T *const *ro
                     FN(load_window)(S, sw, rows[k] + j * sw + q, b);
                     for (int e = 0; e < (S ? S : 1); e++) part[e] += b[e];
                 }
-                for (int e = 0; e < (S ? S : 1) && q + e < kw; e++) sum += FN(masked)(part[e], mask + (q + e) * VL);
+                for (int e = 0; e < (S ? S : 1) && q + e < kw; e++)
+                    sum += FN(masked)(part[e], mask + (q + e) * VL);
             }
             if (width) {
                 sum /= *(const VU *)width * height;
@@ -210,8 +213,8 @@ FN(avg_windows)(const int K, const int S, const cnnx_pool *p, const T *const *ro
     }
 }
 
-typedef void (*FN(pool_tile))(const cnnx_pool *, const T *const *, const FN(pool_tables) *, int64_t, int64_t, T *, int64_t *,
-                              const T *);
+typedef void (*FN(pool_tile))(const cnnx_pool *, const T *const *, const FN(pool_tables) *, int64_t, int64_t, T *,
+                              int64_t *, const T *);
 
 #define POOL(name, K, S, call)                                                                         \
     static NOINLINE void FN(pool_##name##_##K##_##S)(                                                   \
@@ -252,12 +255,13 @@ static void FN(pool_sizes)(cnnx_pool *p)
     p->table_rows = (p->block - 1) * p->sh + (p->kh - 1) * p->dh + 1;
     p->image_size = FN(align)(FN(spare_rows)(p->table_rows, p->W, p->reach) * p->reach);
     p->mask_size = strips * p->kw * VL;
-    p->scratch = (size_t)(p->image_size + p->mask_size + 2 * strips * VL) * sizeof(T) + (size_t)p->table_rows * sizeof(T *);
+    p->scratch = (size_t)(p->image_size + p->mask_size + 2 * strips * VL) * sizeof(T) +
+                 (size_t)p->table_rows * sizeof(T *);
 }
 
 /* Rows i0 .. i0 + count-1 of windows of planes first .. last-1. */
-static void FN(pool_planes)(const cnnx_pool *p, int max, int64_t i0, int64_t count, int64_t first, int64_t last, int divide,
-                            void *scratch)
+static void FN(pool_planes)(const cnnx_pool *p, int max, int64_t i0, int64_t count, int64_t first, int64_t last,
+                            int divide, void *scratch)
 {
     T *spare = scratch, *width = spare + p->image_size;
     const int64_t strips = (p->cols + VL - 1) / VL;
@@ -284,7 +288,7 @@ static void FN(pool_planes)(const cnnx_pool *p, int max, int64_t i0, int64_t cou
     }
 }
 
-/* Averages of planes first .. last-1 as a whole, VL at a time: partial sums of 16 vectors, lest long sums lose digits. */
+/* Averages of planes first .. last-1 as a whole, VL at a time: sums of 16 vectors, lest long ones lose digits. */
 static void FN(avg_whole)(const cnnx_pool *p, int64_t first, int64_t last)
 {
     const int64_t n = p->H * p->W, rest = n % VL;

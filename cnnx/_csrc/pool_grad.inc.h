@@ -1,13 +1,13 @@
 /* Max and average pooling, backward. Contracts: cnnx_pool in kernels.h.
  *
- * The gradient of a maximum goes to the pixel that its index names, one after the other, for windows may overlap. That of
- * an average is spread over its window: of stride 1 by the forward's kernels, for it is a sum of windows itself.
- * 2x2 windows side by side, the usual ones, are written in whole rows.
+ * The gradient of a maximum goes to the pixel that its index names, one after the other, for windows may overlap.
+ * That of an average is spread over its window: of stride 1 by the forward's kernels, for then it is a sum of
+ * windows itself. 2x2 windows side by side, the usual ones, are written in whole rows.
  */
 #if defined(__GNUC__)
-/* 2x2 windows side by side, a row of them as two rows of pixels, all of which are written once. A phase of the pixels
- * gets a quarter of g (average, index NULL) or g where the index names it (maximum). The answer is 0 where some
- * index names a pixel outside its window; only a caller's own do that. */
+/* 2x2 windows side by side, a row of them as two rows of pixels, all of which are written once. A phase of the
+ * pixels gets a quarter of g (average, index NULL) or g where the index names it (maximum). The answer is 0 where
+ * some index names a pixel outside its window; only a caller's own do that. */
 static int FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *index, T *y, const T *end)
 {
     const int64_t W = p->W, cols = p->cols, n = cols < VL ? cols : VL;
@@ -92,7 +92,8 @@ static void FN(avg_spread_rows)(const cnnx_pool *p, int64_t first, int64_t last,
     const T *grad = (const T *)p->x + first * area;
     for (int64_t plane = 0; plane < last - first; plane++, grad += area)
         for (int64_t q = 0; q < area; q++) divided[plane * area + q] = grad[q] / divisor[q];
-    FN(pool_planes)(&turned, 0, 0, turned.rows, 0, turned.planes, 0, divided + FN(align)(turned.planes * area));
+    T *rest = divided + FN(align)(turned.planes * area);
+    FN(pool_planes)(&turned, 0, 0, turned.rows, 0, turned.planes, 0, rest);
 }
 #endif
 
@@ -110,13 +111,14 @@ static void FN(pool_grad_plan)(cnnx_pool *p, int max)
         if (side_by_side && small) p->way = CNNX_PAIRS;
     } else if (FN(is_whole)(p)) {
         p->way = CNNX_WHOLE;
-    } else if (side_by_side && p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && p->top == 0 && p->left == 0) {
+    } else if (side_by_side && p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && !p->top && !p->left) {
         p->way = CNNX_PAIRS;
     } else if (p->sh == 1 && p->sw == 1 && small) {
         cnnx_pool turned = *p;
         FN(turn)(p, p->m_block, &turned);
         p->way = CNNX_ROWS;
-        p->scratch = turned.scratch + (size_t)(FN(align)(p->rows * p->cols) + FN(align)(p->m_block * p->rows * p->cols)) * sizeof(T);
+        const int64_t area = p->rows * p->cols; /* divisors, and gradients divided */
+        p->scratch = turned.scratch + (size_t)(FN(align)(area) + FN(align)(p->m_block * area)) * sizeof(T);
     }
 #endif
 }
@@ -178,8 +180,8 @@ static void FN(avg_pool_backward)(const void *problem, int64_t task, void *scrat
     const cnnx_pool *p = problem;
     const int64_t size = p->H * p->W, first = task * p->m_block;
     const int64_t last = first + p->m_block < p->planes ? first + p->m_block : p->planes;
-    const T *end = (T *)p->y + last * size;
 #if defined(__GNUC__)
+    const T *end = (T *)p->y + last * size;
     if (p->way == CNNX_ROWS) {
         FN(avg_spread_rows)(p, first, last, scratch);
         return;

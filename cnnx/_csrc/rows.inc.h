@@ -1,9 +1,9 @@
-/* What depthwise convolution and pooling stand on: the rows of a plane, read where they are, masks for the columns
- * beside the image, and sums of lanes.
+/* What depthwise convolution and pooling stand on: the rows of a plane, read where they are, masks for the
+ * columns beside the image, and sums of lanes.
  *
- * Copying the rows with their border cost more than the arithmetic on small planes. Instead the kernels take a table of
- * pointers to rows: of the image, of a row of the border's value above and below it, and of copies of those
- * few rows beside which a vector would leave the array.
+ * Copying the rows with their border cost more than the arithmetic on small planes. Instead the kernels take a
+ * table of pointers to rows: of the image, of a row of zeros above and below it, and of copies of those few
+ * rows beside which a vector would leave the array.
  */
 #if defined(__GNUC__)
 static inline int64_t FN(align)(int64_t n) { return (n + 15) / 16 * 16; }
@@ -12,7 +12,7 @@ static inline int64_t FN(align)(int64_t n) { return (n + 15) / 16 * 16; }
 typedef struct {
     const T *data;
     int64_t size, H, W, left, reach;
-    T *spare; /* a row of the border, then room for copies */
+    T *spare; /* a row of zeros, then room for copies */
 } FN(rows_of);
 
 /* rows[r] = row h0 + r of a plane, from column `left` on, for r < n. */
@@ -53,10 +53,10 @@ static inline int64_t FN(column_of)(int64_t j, int64_t n)
 }
 
 /* For each vector of a row of n outputs the lanes whose taps lie inside the image: mask[(vector*K + k)*VL + lane]
- * for column j*step + k*dilation + left of W. `once`: lanes that the vector before has computed already are left out, and a
- * mask of that alone follows the K. */
-static void FN(column_masks)(int64_t n, int64_t step, int64_t dilation, int64_t left, int64_t W, int64_t K, int once,
-                             FN(integer) *mask)
+ * for column j*step + k*dilation + left of W. `once`: lanes that the vector before has computed already are left
+ * out, and a mask of that alone follows the K. */
+static void FN(column_masks)(int64_t n, int64_t step, int64_t dilation, int64_t left, int64_t W, int64_t K,
+                             int once, FN(integer) *mask)
 {
     for (int64_t v = 0; v * VL < n; v++) {
         const int64_t j = FN(column_of)(v * VL, n), first = once ? v * VL : j;
@@ -91,7 +91,7 @@ static ALWAYS_INLINE V FN(masked)(V v, const FN(integer) *mask)
     return (V)((FN(integers))v & *(const FN(loose_integers) *)mask);
 }
 
-/* Lane i of the answer is the sum of a[i]'s lanes. Each round adds up the halves of pairs of vectors, dealt together. */
+/* Lane i of the answer is the sum of a[i]'s lanes. Each round adds the halves of pairs of vectors, dealt together. */
 static ALWAYS_INLINE V FN(sum_each)(V a[VL])
 {
 #if defined(SHUFFLE)
