@@ -31,6 +31,9 @@ FLAGS: dict[str, list[str]] = {"baseline": []}
 if MACHINE in ("x86_64", "amd64") and not MSVC:
     FLAGS["avx2"] = ["-mavx2", "-mfma"]
     FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"]
+    for flags in FLAGS.values():
+        # gcc 12 moves 8 bytes through an MMX register, which breaks the x87 unit: long double.
+        flags.append("-mno-mmx")
     MACROS = [("CNNX_X86", None)]
 elif MACHINE in ("aarch64", "arm64") and not MSVC:
     FLAGS["neon"] = []

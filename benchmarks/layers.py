@@ -1,9 +1,10 @@
 """Layer by layer against PyTorch: ``python -m benchmarks.layers [--threads 1] [--design]``.
 
-For each convolution: forward, and backward with all three gradients. PyTorch is timed with its
-tensors in NCHW and in channels_last already, and the better counts; cnnx takes NCHW NumPy arrays
-and allocates its results. Both results are compared before any clock starts. A ratio over 1 means
-that cnnx is faster. Needs ``torch``.
+For each convolution: forward, and backward with all three gradients. For each pooling: forward (a
+maximum with its indices) and backward, in GB/s of the image and the pooled image together. PyTorch
+is timed with its tensors in NCHW and in channels_last already, and the better counts; cnnx takes
+NCHW NumPy arrays and allocates its results. Both results are compared before any clock starts. A
+ratio over 1 means that cnnx is faster. Needs ``torch``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import argparse
 import json
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import cnnx
-from benchmarks.problems import CONVS, DESIGN, Conv
+from benchmarks.problems import CONVS, DESIGN, POOLS, Conv, Pool
 from benchmarks.timing import best_times
 
 
@@ -78,15 +80,68 @@ def candidates(conv: Conv) -> tuple[dict[str, Callable[[], object]], ...]:
     return forward, backward
 
 
-def measure(conv: Conv, seconds: float) -> dict[str, float]:
+def pool_candidates(pool: Pool) -> tuple[dict[str, Callable[[], object]], ...]:
+    """Forward and backward runs of one pooling, checked against each other."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((pool.n, pool.c, pool.hw, pool.hw), np.float32)
+    options = (pool.size, pool.stride, pool.padding)
+    aten = torch.ops.aten
+    forward: dict[str, Callable[[], object]] = {}
+    backward: dict[str, Callable[[], object]] = {}
+    if pool.kind == "max":
+        forward["cnnx"] = lambda: cnnx.max_pool2d(x, *options, return_indices=True)
+        out, indices = cnnx.max_pool2d(x, *options, return_indices=True)
+        backward["cnnx"] = lambda: cnnx.max_pool2d_backward(grad, indices, x.shape)
+    elif pool.size:
+        forward["cnnx"] = lambda: cnnx.avg_pool2d(x, *options)
+        out = cnnx.avg_pool2d(x, *options)
+        backward["cnnx"] = lambda: cnnx.avg_pool2d_backward(grad, x.shape, *options)
+    else:
+        forward["cnnx"] = lambda: cnnx.global_avg_pool2d(x)
+        out = cnnx.global_avg_pool2d(x)
+        backward["cnnx"] = lambda: cnnx.global_avg_pool2d_backward(grad, x.shape)
+    grad = rng.standard_normal(out.shape, np.float32)
+    for name, layout in (("nchw", torch.contiguous_format), ("nhwc", torch.channels_last)):
+        tx = torch.from_numpy(x).to(memory_format=layout)
+        tg = torch.from_numpy(grad.reshape(*grad.shape[:2], *grad.shape[2:] or (1, 1)))
+        tg = tg.to(memory_format=layout)
+        window, step, border = ([option] * 2 for option in options)
+        if pool.kind == "max":
+            forward[name] = partial(
+                aten.max_pool2d_with_indices, tx, window, step, border, [1, 1], False
+            )
+            backward[name] = partial(
+                aten.max_pool2d_with_indices_backward,
+                *(tg, tx, window, step, border, [1, 1], False, forward[name]()[1]),
+            )
+        elif pool.size:
+            more = (window, step, border, False, True, None)
+            forward[name] = partial(aten.avg_pool2d, tx, *more)
+            backward[name] = partial(aten.avg_pool2d_backward, tg, tx, *more)
+        else:
+            forward[name] = partial(aten._adaptive_avg_pool2d, tx, [1, 1])
+            backward[name] = partial(aten._adaptive_avg_pool2d_backward, tg, tx)
+    for runs in (forward, backward):
+        mine, other = runs["cnnx"](), runs["nchw"]()
+        if isinstance(mine, tuple):
+            assert (mine[1] == other[1].numpy()).all(), f"{pool}: indices differ"
+            mine, other = mine[0], other[0]
+        # float32 averages of up to 49 terms in different orders
+        error = np.abs(mine - other.numpy().reshape(mine.shape)).max()
+        assert error < 1e-5, f"{pool}: results differ by {error:.1e}"
+    return forward, backward
+
+
+def measure(problem: Conv | Pool, seconds: float) -> dict[str, float]:
     row = {}
-    for name, runs in zip(("forward", "backward"), candidates(conv), strict=True):
+    unit, *amounts = problem.rate
+    both = candidates(problem) if isinstance(problem, Conv) else pool_candidates(problem)
+    for name, runs, amount in zip(("forward", "backward"), both, amounts, strict=True):
         best = best_times(runs, seconds)
         torch_best = min(best["nchw"], best["nhwc"])
-        work = conv.flops * (1 if name == "forward" else 2)
         row[f"{name} ratio"] = torch_best / best["cnnx"]
-        row[f"{name} cnnx GFLOP/s"] = work / best["cnnx"] / 1e9
-        row[f"{name} torch GFLOP/s"] = work / torch_best / 1e9
+        row[f"{name} cnnx {unit}"] = amount / best["cnnx"]
+        row[f"{name} torch {unit}"] = amount / torch_best
     return row
 
 
@@ -105,7 +160,8 @@ def main() -> None:
     cnnx.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
 
-    classes = {"design": DESIGN} if args.design else CONVS
+    classes: dict[str, Sequence[Conv | Pool]]
+    classes = {"design": DESIGN} if args.design else {**CONVS, "pooling": POOLS}
     results: dict[str, dict[str, dict[str, float]]] = {}
     print(
         f"{cpu_name()}, {args.threads} threads, torch {torch.__version__}, "
@@ -115,20 +171,17 @@ def main() -> None:
         f"{'layer':36}{'forward':>9}{'cnnx':>7}{'torch':>7}"
         f"   {'backward':>9}{'cnnx':>7}{'torch':>7}"
     )
-    for name, convs in classes.items():
+    for name, problems in classes.items():
         if args.only not in name:
             continue
         rows = results[name] = {}
         print(name)
-        for conv in convs:
-            row = rows[str(conv)] = measure(conv, args.seconds)
-            print(f"  {conv!s:34}", end="")
+        for problem in problems:
+            row = rows[str(problem)] = measure(problem, args.seconds)
+            print(f"  {problem!s:34}", end="")
             for way in ("forward", "backward"):
-                print(
-                    f"{row[way + ' ratio']:9.2f}{row[way + ' cnnx GFLOP/s']:7.0f}"
-                    f"{row[way + ' torch GFLOP/s']:7.0f}   ",
-                    end="",
-                )
+                ratio, ours, theirs = (row[key] for key in row if key.startswith(way))
+                print(f"{ratio:9.2f}{ours:7.0f}{theirs:7.0f}   ", end="")
             print(flush=True)
         summarise(name, list(rows.values()))
     summarise("all", [row for rows in results.values() for row in rows.values()])

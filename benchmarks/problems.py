@@ -37,6 +37,11 @@ class Conv(NamedTuple):
         n, f, ho, wo = self.out_shape
         return 2 * n * f * ho * wo * (self.c // self.groups) * self.kernel[0] * self.kernel[1]
 
+    @property
+    def rate(self) -> tuple[str, float, float]:
+        """A unit, and how many of them the forward and the backward pass are, a second."""
+        return "GFLOP/s", self.flops / 1e9, 2 * self.flops / 1e9
+
     def __str__(self) -> str:
         text = f"{self.n},{self.c},{self.h},{self.w}->{self.f} {self.kernel[0]}x{self.kernel[1]}"
         if self.stride > 1:
@@ -46,6 +51,29 @@ class Conv(NamedTuple):
         if self.groups > 1:
             text += f" g{self.groups}"
         return text
+
+
+class Pool(NamedTuple):
+    """One pooling: x (n, c, hw, hw), window `size`; size 0 is the whole image."""
+
+    kind: str
+    n: int
+    c: int
+    hw: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+
+    @property
+    def rate(self) -> tuple[str, float, float]:
+        """As a convolution's, in bytes of the image and of what it is pooled to."""
+        out = (self.hw + 2 * self.padding - self.size) // self.stride + 1 if self.size else 1
+        gigabytes = 4 * self.n * self.c * (self.hw**2 + out**2) / 1e9
+        return "GB/s", gigabytes, gigabytes
+
+    def __str__(self) -> str:
+        window = f"{self.size}x{self.size} s{self.stride}" if self.size else "global"
+        return f"{self.n},{self.c},{self.hw},{self.hw} {self.kind} {window}"
 
 
 def _square(n, c, hw, f, k, stride=1, padding=None, dilation=1, groups=1):  # type: ignore[no-untyped-def]
@@ -116,6 +144,17 @@ CONVS: dict[str, list[Conv]] = {
         _square(1, 3, 8, 8, 3),
     ],
 }
+
+POOLS: list[Pool] = [
+    Pool("max", 8, 64, 112, 3, 2, 1),
+    Pool("max", 8, 64, 56, 2, 2),
+    Pool("max", 64, 32, 28, 2, 2),
+    Pool("max", 8, 192, 28, 3, 1, 1),
+    Pool("avg", 8, 64, 56, 2, 2),
+    Pool("avg", 8, 480, 14, 3, 1, 1),
+    Pool("avg", 8, 2048, 7, 7),
+    Pool("avg", 8, 2048, 7, 0),
+]
 
 # Section 4 of the design: what the first version is compared on.
 DESIGN: list[Conv] = [

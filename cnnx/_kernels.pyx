@@ -78,7 +78,6 @@ cdef extern from "_csrc/kernels.h" nogil:
         int64_t planes, H, W, rows, cols, kh, kw, sh, sw, dh, dw, top, bottom, left, right
         int count_include_pad
         int64_t *bad
-        cnnx_conv conv
         int64_t tasks
         size_t scratch
 
@@ -130,11 +129,18 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*conv_plan)(cnnx_conv *, int) noexcept
         void (*conv_weight_plan)(cnnx_conv_weight *) noexcept
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
-        void (*pool_plan)(cnnx_pool *) noexcept
+        void (*pool_plan)(cnnx_pool *, int) noexcept
+        void (*pool_grad_plan)(cnnx_pool *, int) noexcept
         int (*winograd_plan)(cnnx_conv *, int) noexcept
         cnnx_task winograd_weights, winograd
         int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
         cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out
+        int (*depthwise_plan)(cnnx_conv *) noexcept
+        cnnx_task depthwise
+        int (*depthwise_grad_plan)(cnnx_conv *) noexcept
+        cnnx_task depthwise_grad
+        int (*depthwise_weight_plan)(cnnx_conv_weight *) noexcept
+        cnnx_task depthwise_weight
         int (*direct_plan)(cnnx_conv *) noexcept
         int (*direct_weight_plan)(cnnx_conv_weight *) noexcept
         cnnx_task direct, direct_weight
@@ -431,6 +437,8 @@ cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p, _Prepared kept, weight) e
     cdef cnnx_task pack = k.pack_weights, task = k.conv
     if winograd_pays(p, 8, 16) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
         pack, task = k.winograd_weights, k.winograd
+    elif k.depthwise_plan != NULL and k.depthwise_plan(p):
+        task = k.depthwise
     elif direct_pays(p) and k.direct_plan(p):
         task = k.direct
     else:
@@ -499,6 +507,13 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     cdef cnnx_conv p
     cdef _Block memory = take(3 * n * sizeof(int64_t))
     cdef int64_t *taps = <int64_t *>memory.data
+    cdef const cnnx_kernels *k = table(grad_x)
+    describe(&p, grad_x, grad_out, groups, taps, KH, KW, stride, pads, dilation)
+    p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
+    p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
+    if k.depthwise_grad_plan != NULL and k.depthwise_grad_plan(&p):
+        run(k.depthwise_grad, &p, p.tasks, p.scratch, threads_for(p.N * groups * n * p.rows * p.cols))
+        return
     p.pairs = sw == 2 and W > 1
     for ph in range(min(sh, H)):
         for pw in range(min(sw, W)):
@@ -520,8 +535,6 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
             p.rows, p.cols = (H - ph + sh - 1) // sh, ((W + 1) // 2 if p.pairs else (W - pw + sw - 1) // sw)
             p.sh = p.sw = 1
             p.YH, p.YW, p.oy, p.ox, p.ty, p.tx = H, W, ph, 0 if p.pairs else pw, sh, sw
-            p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
-            p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
             p.w_out = n
             p.w_in = p.M * n
             p.w_group = p.C * p.w_in
@@ -553,7 +566,9 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
                 run(k.winograd_weight_product, &w, 36, w.scratch, threads)
             run(k.winograd_weight_out, &w, w.conv.M, 0, threads)
         return
-    if w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
+    if k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
+        task = k.depthwise_weight
+    elif w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
         task = k.direct_weight
     else:
         k.conv_weight_plan(&w)
@@ -603,28 +618,13 @@ cdef int64_t describe_pool(cnnx_pool *p, cnp.ndarray image, cnp.ndarray pooled, 
     return p.planes * (p.rows * p.cols * p.kh * p.kw + p.H * p.W)
 
 
-cdef _Block window_taps(cnnx_pool *p):
-    """The window's taps for the problem's convolution; the block keeps them alive."""
-    cdef int64_t k, m, t = 0, n = p.kh * p.kw
-    cdef _Block memory = take(2 * n * sizeof(int64_t))
-    cdef int64_t *taps = <int64_t *>memory.data
-    for k in range(p.kh):
-        for m in range(p.kw):
-            taps[t] = k * p.dh - p.top
-            taps[n + t] = m * p.dw - p.left
-            t += 1
-    p.conv.x, p.conv.taps, p.conv.dh, p.conv.dw = p.x, n, taps, taps + n
-    return memory
-
-
 def max_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, tuple dilation,
                cnp.ndarray out, indices):
     """Fill `out` with each window's maximum and `indices` (or None) with where it stood."""
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, dilation)
     p.x, p.y, p.indices = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), <int64_t *>data_or_null(indices)
-    cdef _Block _taps = window_taps(&p)
-    table(x).pool_plan(&p)
+    table(x).pool_plan(&p, 1)
     run(table(x).max_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 
@@ -637,7 +637,8 @@ def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray g
     p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.indices = <int64_t *>cnp.PyArray_DATA(indices)
     p.bad = <int64_t *>bad.data
-    run(table(grad_x).max_pool_backward, &p, p.planes, 0, threads_for(MOVE * work))
+    table(grad_x).pool_grad_plan(&p, 1)
+    run(table(grad_x).max_pool_backward, &p, p.tasks, 0, threads_for(MOVE * work))
     for t in range(p.planes):
         if p.bad[t] >= 0:
             return p.bad[t]
@@ -650,8 +651,7 @@ def avg_pool2d(cnp.ndarray x, tuple pool_size, tuple stride, tuple pads, bint co
     cdef cnnx_pool p
     cdef int64_t work = describe_pool(&p, x, out, pool_size, stride, pads, (1, 1))
     p.x, p.y, p.count_include_pad = cnp.PyArray_DATA(x), cnp.PyArray_DATA(out), count_include_pad
-    cdef _Block _taps = window_taps(&p)
-    table(x).pool_plan(&p)
+    table(x).pool_plan(&p, 0)
     run(table(x).avg_pool, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 
@@ -662,7 +662,8 @@ def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tup
     cdef int64_t work = describe_pool(&p, grad_x, grad_out, pool_size, stride, pads, (1, 1))
     p.x, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_x)
     p.count_include_pad = count_include_pad
-    run(table(grad_x).avg_pool_backward, &p, p.planes, <size_t>p.W * 8, threads_for(MOVE * work))
+    table(grad_x).pool_grad_plan(&p, 0)
+    run(table(grad_x).avg_pool_backward, &p, p.tasks, p.scratch, threads_for(MOVE * work))
 
 
 # ---------------------------------------------------------------- elementwise, softmax, norm, optimizers

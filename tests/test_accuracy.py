@@ -217,6 +217,31 @@ def test_nan_stays_in_its_windows(
     assert_array_equal(out[~seen], clean[~seen])
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("hw", [(7, 7), (15, 33)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_nan_stays_in_its_depthwise_windows(
+    kernel: int, hw: Any, stride: int, implementation: str, dtype: Any
+) -> None:
+    # In the corner, which not every tap sees, and beside it the next row, plane and image.
+    rng = np.random.default_rng(0)
+    x = naive.integers(rng, (2, 3, *hw), dtype)
+    weight = naive.integers(rng, (3, 1, kernel, kernel), dtype)
+    x[0, 1, -1, -1] = x[1, 2, 0, 0] = np.nan
+    geometry = ((stride, stride), (kernel // 2,) * 4, (1, 1), 3)
+    out = cnnx.conv2d(x, weight, None, stride, kernel // 2, groups=3)
+    assert_array_equal(out, naive.conv2d(x, weight, None, *geometry))
+    grad_out = naive.integers(rng, out.shape, dtype)
+    grad_out[0, 0, out.shape[2] // 2, out.shape[3] // 2] = (
+        np.nan
+    )  # sees no border, whose zeros hide none
+    grads = cnnx.conv2d_backward(grad_out, x, weight, stride, kernel // 2, groups=3)
+    for grad, expected in zip(
+        grads, naive.conv2d_backward(grad_out, x, weight, *geometry), strict=True
+    ):
+        assert_array_equal(grad, expected)
+
+
 @pytest.mark.parametrize("channels", [1, 16])
 def test_infinity_as_ieee_has_it(channels: int, implementation: str, dtype: Any) -> None:
     x = np.ones((1, channels, 8, 9), dtype)

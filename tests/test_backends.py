@@ -149,8 +149,25 @@ def convolutions(draw: st.DrawFn, largest: int = 40) -> tuple[Any, Any, Any, dic
     return x, weight, bias, options
 
 
-@settings(max_examples=40)
-@given(problem=convolutions(), relu=st.booleans())
+@st.composite
+def depthwise(draw: st.DrawFn) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The same for depthwise convolution by square kernels; also planes cut into several tasks."""
+    dtype = draw(Geometry.dtypes)
+    channels, images = draw(st.sampled_from([(1, 1), (3, 2), (1, 5), (50, 3)]))
+    k, stride = draw(st.sampled_from([3, 5, 7])), draw(st.sampled_from([1, 2]))
+    pads = draw(st.tuples(*[st.tuples(st.integers(0, k + 1), st.integers(0, k + 1))] * 2))
+    largest = 20 if channels == 50 else 150
+    size = [draw(st.integers(max(1, k - sum(p)), largest)) for p in pads]
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    # Few whole numbers, for a weight's gradient sums up to 5*150*150 products below 2**24.
+    x = naive.integers(rng, (images, channels, *size), dtype)
+    weight = naive.integers(rng, (channels, 1, k, k), dtype)
+    bias = draw(st.sampled_from([None, naive.integers(rng, (channels,), dtype)]))
+    return x, weight, bias, {"stride": stride, "padding": pads, "groups": channels}
+
+
+@settings(max_examples=80)
+@given(problem=convolutions() | depthwise(), relu=st.booleans())
 def test_convolution(compiled_isa: str, problem: Any, relu: bool) -> None:
     x, weight, bias, options = problem
     activation = "relu" if relu else None

@@ -179,6 +179,35 @@ CASES = [
     Case("circular_whole_image", mode="circular", hw=(3, 4), pads=(3, 3, 4, 0)),
     Case("circular_grouped", mode="circular", groups=2, pads=(2, 0, 1, 1), stride=(2, 1)),
 ]
+# Depthwise by 3, 5 and 7 has kernels of its own: tiles of 4 and 7 rows and of a vector, 2 to 16
+# numbers, with the last one moved back; beyond the end of a short row they write ahead.
+CASES += [
+    Case(
+        f"depthwise_{k}x{k}_stride_{stride}_{hw[0]}_by_{hw[1]}",
+        hw,
+        (k, k),
+        (stride, stride),
+        (k // 2,) * 4,
+        groups=2,
+        channels=2,
+        filters=2,
+    )
+    for k in (3, 5, 7)
+    for stride in (1, 2)
+    for hw in ((1, 1), (2, 3), (4, 5), (5, 7), (7, 8), (8, 9), (11, 15), (3, 16), (15, 17), (2, 33))
+] + [
+    Case(f"depthwise_{name}", (8, 9), (k, k), stride, pads, groups=3, channels=3, filters=3)
+    for name, k, stride, pads in (
+        ("valid", 3, (1, 1), (0, 0, 0, 0)),
+        ("valid_strided", 5, (2, 2), (0, 0, 0, 0)),
+        ("same_strided", 3, (2, 2), (0, 1, 0, 1)),
+        ("odd_and_even_pads", 3, (2, 2), (1, 0, 2, 1)),
+        ("three_pads", 3, (2, 2), (3, 2, 3, 4)),
+        ("pads_beyond_the_kernel", 3, (1, 1), (4, 5, 3, 4)),
+        ("stride_unequal", 5, (1, 2), (2, 2, 2, 2)),
+        ("stride_three", 3, (3, 3), (1, 1, 1, 1)),
+    )
+]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 

@@ -240,6 +240,14 @@ CASES = [
     Case("wide", hw=(6, 45), window=(3, 3), pads=(1, 1, 1, 1)),
     Case("wide_stride_one", hw=(4, 37), window=(2, 3), stride=(1, 1), pads=(0, 1, 1, 1)),
 ]
+# Vectors run along rows of windows, 2 to 16 of them, the last moved back; beyond the end of a short
+# row they write ahead. 2x2 windows side by side and 3x3 windows have kernels of their own.
+CASES += [
+    Case(f"{k}x{k}_stride_{stride}_{h}_by_{w}", (h, w), (k, k), (stride, stride), (p,) * 4)
+    for k, stride, p in ((2, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2))
+    for h, w in ((2, 2), (3, 4), (4, 6), (5, 14), (6, 16), (2, 18), (3, 31), (4, 32), (3, 34))
+    if h + 2 * p >= k
+]
 DILATED = [
     Case("dilated", dilation=(2, 2)),
     Case("dilated_unequal", window=(3, 2), dilation=(2, 3), stride=(1, 1)),
@@ -319,6 +327,39 @@ def test_global_average(hw: naive.Pair, implementation: str, dtype: Any, rng: An
     expected = np.zeros(x.shape)
     for n, c, i, j in np.ndindex(*x.shape):
         expected[n, c, i, j] = grad_out[n, c] / pixels_each
+    assert_close(grad_x, expected, roundings=3)
+
+
+@pytest.mark.parametrize("size", [(1, 6), (4, 4), (6, 34)])
+def test_indices_of_another_window(size: naive.Pair, implementation: str, dtype: Any) -> None:
+    # Sizes of 2x2 windows side by side, but each index names the pixel behind its window, or, the
+    # last, the first pixel of the image: they add up wherever they point.
+    grad_out = np.arange(1, 7 * size[0] * size[1] + 1, dtype=dtype).reshape(1, 7, *size)
+    shape = (1, 7, 2 * size[0], 2 * size[1])
+    indices = (np.arange(grad_out[0].size).reshape(1, 7, *size) * 4 + 9) % (4 * size[0] * size[1])
+    expected = naive.max_pool2d_backward(grad_out, indices, shape)
+    assert_array_equal(cnnx.max_pool2d_backward(grad_out, indices, shape), expected)
+
+
+def test_long_double_survives(implementation: str, dtype: Any) -> None:
+    # A kernel that touches an MMX register and does not say so breaks the x87 unit for the process.
+    indices = np.arange(4 * 12).reshape(1, 4, 3, 4) % 48
+    cnnx.max_pool2d_backward(np.ones((1, 4, 3, 4), dtype), indices, (1, 4, 6, 8))
+    assert np.array([1, 2], np.longdouble).sum() == 3
+
+
+@pytest.mark.parametrize("planes", [1, 2, 15, 16, 17, 33])
+@pytest.mark.parametrize("hw", [(1, 1), (7, 7), (5, 13), (40, 17)])
+def test_global_average_of_many(
+    planes: int, hw: naive.Pair, implementation: str, dtype: Any, rng: Any
+) -> None:
+    x = naive.integers(rng, (1, planes, *hw), dtype)
+    sums = [[sum(plane.ravel().tolist()) for plane in x[0]]]
+    # The sum is exact; dividing, or multiplying by a rounded reciprocal, rounds twice.
+    expected = np.array(sums) / (hw[0] * hw[1])
+    assert_close(cnnx.global_avg_pool2d(x), expected, roundings=3)
+    grad_x = cnnx.global_avg_pool2d_backward(x[:, :, 0, 0].copy(), x.shape)
+    expected = np.broadcast_to(x[:, :, :1, :1].astype(float) / (hw[0] * hw[1]), x.shape)
     assert_close(grad_x, expected, roundings=3)
 
 

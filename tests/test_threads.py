@@ -224,6 +224,9 @@ CONVOLUTIONS: dict[str, list[Call]] = {
     "gemm_strided": conv((3, 12, 37, 31), (20, 12, 3, 3), stride=(2, 3)),
     "gemm_many_pixels": conv((3, 8, 130, 130), (12, 8, 2, 2)),
     "depthwise": conv((2, 40, 40, 40), (40, 1, 3, 3), padding=1, groups=40),
+    "depthwise_strided": conv((3, 80, 43, 40), (80, 1, 5, 5), stride=2, padding=2, groups=80),
+    "depthwise_large": conv((2, 3, 180, 150), (3, 1, 3, 3), padding=1, groups=3),
+    "depthwise_small": conv((3, 200, 14, 14), (200, 1, 7, 7), padding=3, groups=200),
     "grouped": conv((2, 32, 24, 24), (48, 16, 3, 3), padding=1, groups=2),
     "reflected": conv((2, 9, 30, 30), (8, 9, 3, 3), padding=1, padding_mode="reflect"),
     "fused": [
@@ -259,6 +262,16 @@ SPLIT: dict[str, list[Call]] = {
     "avg_pool2d": [
         Call("avg_pool2d", {"x": IMAGES}, POOL),
         Call("avg_pool2d_backward", {"grad_out": (3, 9, 21, 20)}, {"input_shape": IMAGES, **POOL}),
+        Call(
+            "avg_pool2d_backward",
+            {"grad_out": (3, 9, 41, 39)},
+            {"input_shape": IMAGES, **POOL, "stride": 1},
+        ),
+        Call(
+            "avg_pool2d_backward",
+            {"grad_out": (3, 12, 30, 30)},
+            {"input_shape": (3, 12, 60, 60), "pool_size": 2},
+        ),
     ],
     "global_avg_pool2d": [
         Call("global_avg_pool2d", {"x": MANY}),

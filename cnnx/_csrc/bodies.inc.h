@@ -7,13 +7,16 @@
 #include "pack.inc.h"
 #include "conv.inc.h"
 #include "conv_weight.inc.h"
+#include "rows.inc.h"
 #include "depthwise.inc.h"
+#include "depthwise_grad.inc.h"
 #include "direct.inc.h"
 #if defined(WINOGRAD)
 #include "winograd.inc.h"
 #endif
 #include "matmul.inc.h"
 #include "pool.inc.h"
+#include "pool_grad.inc.h"
 #include "elementwise.inc.h"
 #include "norm.inc.h"
 #include "optim.inc.h"
@@ -27,6 +30,7 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .conv_weight_plan = FN(conv_weight_plan),
     .matmul_plan = FN(matmul_plan),
     .pool_plan = FN(pool_plan),
+    .pool_grad_plan = FN(pool_grad_plan),
     .pack_weights = FN(pack_weights),
     .conv = FN(conv),
 #if defined(WINOGRAD)
@@ -37,6 +41,14 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .winograd_weight_planes = FN(winograd_weight_planes),
     .winograd_weight_product = FN(winograd_weight_product),
     .winograd_weight_out = FN(winograd_weight_out),
+#endif
+#if defined(__GNUC__)
+    .depthwise_plan = FN(depthwise_plan),
+    .depthwise = FN(depthwise),
+    .depthwise_grad_plan = FN(depthwise_grad_plan),
+    .depthwise_grad = FN(depthwise_grad),
+    .depthwise_weight_plan = FN(depthwise_weight_plan),
+    .depthwise_weight = FN(depthwise_weight),
 #endif
     .direct_plan = FN(direct_plan),
     .direct = FN(direct),
@@ -67,6 +79,8 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
 #undef HIGH
 #undef EVEN
 #undef ODD
+#undef LEFT
+#undef RIGHT
 #undef V
 #undef VU
 #undef FN

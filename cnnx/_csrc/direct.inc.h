@@ -1,4 +1,4 @@
-/* Direct convolution, nothing packed: for depthwise layers and those with few input or output channels.
+/* Direct convolution, nothing packed: for layers with few input or output channels.
  *
  * Rows of an image are copied with their zero border, and columns (rows) that belong to different phases of
  * the stride into planes of their own. Then, whatever the stride and dilation, channel c under tap t of
@@ -35,7 +35,6 @@ static int FN(direct_plan)(cnnx_conv *p)
     p->plane = p->tile_rows * p->image_width + VL; /* room for the last row's last vector */
     p->image_size = (p->C * p->phases_h * p->phases_w * p->plane + 15) / 16 * 16;
     p->halves = 0;
-    p->shared_rows = FN(is_depthwise)(p);
     /* Enough small planes in a task to be worth its preparations. */
     p->m_block = 4096 / (block * p->cols * p->C) + 1;
     p->m_blocks = (p->N * p->groups + p->m_block - 1) / p->m_block;
@@ -284,9 +283,7 @@ static void FN(direct_image)(const cnnx_conv *p, int64_t image, int64_t i0, int6
         const T *w = (const T *)p->packed + (g * p->panels + s) * p->depth * MR;
         const T *bias = p->bias ? (const T *)p->bias + g * p->M + m : NULL;
         T *y = (T *)p->y + (image * p->M + m) * area + (p->oy + i0 * p->ty) * p->YW + p->ox;
-        if (p->shared_rows)
-            FN(depthwise)(p, w, bias ? *bias : 0, rows, strip, y);
-        else if (p->pairs)
+        if (p->pairs)
             FN(pair_panel)(p, w, offset, bias, rows, strip, y);
         else
             FN(direct_panel)(p, w, offset, bias, mr, rows, strip, y);

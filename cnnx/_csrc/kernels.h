@@ -55,10 +55,10 @@ typedef struct {
     size_t scratch;
     /* set by winograd_plan, where pixels and block count tiles: the kernel's first row and column, its
      * taps in order, tiles in an image, size of a plane, and the copy of an image's rows. direct_plan
-     * uses them alike; there block counts rows. */
+     * uses them alike; there block counts rows. And so does depthwise_plan, with the length of a row that
+     * is read, the rows of a task, and the size of the masks as image_width, tile_rows and plane. */
     int64_t top, left, tap[9], tile_rows, tile_cols, plane, image_width, image_size;
     int64_t phases_h, phases_w, extent_h;
-    int shared_rows;
 } cnnx_conv;
 
 enum { CNNX_PLANES, CNNX_WINDOWS, CNNX_PATCHES }; /* x itself, copies with their border, implicit im2col */
@@ -102,9 +102,11 @@ typedef struct {
     size_t scratch;
 } cnnx_matmul;
 
+/* Pixel by pixel, vectors along rows, one window over the whole image, 2x2 windows side by side. */
+enum { CNNX_PLAIN, CNNX_ROWS, CNNX_WHOLE, CNNX_PAIRS };
+
 /* Pooling of `planes` images of H x W into rows x cols. Window (i, j) covers rows i*sh - top + k*dh for
- * k < kh, and columns likewise. In the forward, conv has the taps of the window, and pool_plan sets the rest,
- * tasks and scratch. In the backward a task is one plane; average pooling's has W elements of scratch. */
+ * k < kh, and columns likewise. Max pooling's backward knows no windows, only sizes and indices. */
 typedef struct {
     const void *x;                 /* backward: the output's gradient */
     void *y;                       /* backward: the input's gradient */
@@ -113,10 +115,12 @@ typedef struct {
     int64_t top, bottom, left, right;
     int count_include_pad;
     int64_t *bad;                  /* max backward: for each plane, -1 or the first bad index */
-    cnnx_conv conv;
-    int64_t tasks;
+    /* set by the plans: rows of windows a task, tasks along rows, planes a task, tasks along planes; sizes of
+     * the scratch */
+    int64_t block, blocks, m_block, m_blocks;
+    int64_t reach, table_rows, image_size, mask_size, tasks;
     size_t scratch;
-    int rowwise;
+    int way;
 } cnnx_pool;
 
 /* Elementwise work on n values, in tasks of CNNX_CHUNK. */
@@ -174,7 +178,8 @@ typedef struct {
     void (*conv_plan)(cnnx_conv *, int threads);
     void (*conv_weight_plan)(cnnx_conv_weight *);
     void (*matmul_plan)(cnnx_matmul *, int threads);
-    void (*pool_plan)(cnnx_pool *);
+    void (*pool_plan)(cnnx_pool *, int max);
+    void (*pool_grad_plan)(cnnx_pool *, int max);
     /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
     cnnx_task pack_weights;
     cnnx_task conv;
@@ -186,6 +191,15 @@ typedef struct {
      * (36 tasks); after the last chunk the kernels (M tasks). */
     int (*winograd_weight_plan)(cnnx_conv_weight *);
     cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out;
+    /* Depthwise by square kernels, nothing packed; the plans return 0 where the problem is another. */
+    int (*depthwise_plan)(cnnx_conv *);
+    cnnx_task depthwise;
+    /* The input gradient of stride 2, all phases at once: the forward's problem, with x its output's gradient
+     * and y its input's. */
+    int (*depthwise_grad_plan)(cnnx_conv *);
+    cnnx_task depthwise_grad;
+    int (*depthwise_weight_plan)(cnnx_conv_weight *);
+    cnnx_task depthwise_weight;
     /* The same without packing pixels; 0 where no tap exists. */
     int (*direct_plan)(cnnx_conv *);
     cnnx_task direct;

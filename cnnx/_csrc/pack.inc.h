@@ -7,21 +7,29 @@
 #define HIGH 1, 3
 #define EVEN 0, 2
 #define ODD 1, 3
+#define LEFT 1, 2
+#define RIGHT 1, 2
 #elif VECTOR_BYTES / SIZE == 4
 #define LOW 0, 4, 1, 5
 #define HIGH 2, 6, 3, 7
 #define EVEN 0, 2, 4, 6
 #define ODD 1, 3, 5, 7
+#define LEFT 1, 2, 3, 4
+#define RIGHT 3, 4, 5, 6
 #elif VECTOR_BYTES / SIZE == 8
 #define LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define LEFT 1, 2, 3, 4, 5, 6, 7, 8
+#define RIGHT 7, 8, 9, 10, 11, 12, 13, 14
 #else
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define LEFT 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+#define RIGHT 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
 #endif
 #endif
 

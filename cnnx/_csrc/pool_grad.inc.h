@@ -1,0 +1,211 @@
+/* Max and average pooling, backward. Contracts: cnnx_pool in kernels.h.
+ *
+ * The gradient of a maximum goes to the pixel that its index names, one after the other, for windows may overlap.
+ * That of an average is spread over its window: of stride 1 by the forward's kernels, for then it is a sum of
+ * windows itself. 2x2 windows side by side, the usual ones, are written in whole rows.
+ */
+#if defined(__GNUC__)
+/* 2x2 windows side by side, a row of them as two rows of pixels, all of which are written once. A phase of the
+ * pixels gets a quarter of g (average, index NULL) or g where the index names it (maximum). The answer is 0 where
+ * some index names a pixel outside its window; only a caller's own do that. */
+static int FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *index, T *y, const T *end)
+{
+    const int64_t W = p->W, cols = p->cols, n = cols < VL ? cols : VL;
+    FN(integers) twice, counted, wrong = {0};
+    for (int l = 0; l < VL; l++) {
+        twice[l] = (FN(integer))(2 * l);
+        counted[l] = l < n ? -1 : 0;
+    }
+    for (int64_t i = 0; i < p->rows; i++, y += 2 * W)
+        for (int64_t j = 0;; j += VL) {
+            j = FN(column_of)(j, cols);
+            const int64_t q = i * cols + j;
+            const int whole = p->rows * cols - q >= VL;
+            T numbers[VL] = {0};
+            FN(integer) spots[VL] = {0};
+            if (!whole) FN(copy)(grad + q, n, numbers);
+            const V g = *(const VU *)(whole ? grad + q : numbers);
+            if (index && whole)
+                for (int l = 0; l < VL; l++) spots[l] = (FN(integer))index[q + l];
+            else if (index)
+                for (int64_t l = 0; l < n; l++) spots[l] = (FN(integer))index[q + l];
+            const FN(integers) at = *(const FN(loose_integers) *)spots - twice - (FN(integer))(2 * (i * W + j));
+            FN(integers) missed = counted;
+            for (int r = 0; r < 2; r++) {
+                V even = g / 4, odd = g / 4;
+                if (index) {
+                    const FN(integers) left = (FN(integers))(at == (FN(integer))(r * W)),
+                                       right = (FN(integers))(at == (FN(integer))(r * W + 1));
+                    even = (V)((FN(integers))g & left);
+                    odd = (V)((FN(integers))g & right);
+                    missed &= ~(left | right);
+                }
+                T *to = y + r * W + 2 * j, row[2 * VL];
+                if (end - to >= 2 * VL) {
+                    FN(interleave)(even, odd, to);
+                } else {
+                    FN(interleave)(even, odd, row);
+                    FN(copy)(row, 2 * n, to);
+                }
+            }
+            wrong |= missed;
+            if (j + VL >= cols) break;
+        }
+    if (index)
+        for (int l = 0; l < VL; l++)
+            if (wrong[l]) return 0;
+    return 1;
+}
+
+/* Average pooling's backward of stride 1 as a forward without its division, of `planes` planes. */
+static void FN(turn)(const cnnx_pool *p, int64_t planes, cnnx_pool *turned)
+{
+    turned->planes = planes;
+    turned->H = p->rows;
+    turned->W = p->cols;
+    turned->rows = turned->block = p->H;
+    turned->cols = p->W;
+    turned->top = p->kh - 1 - p->top;
+    turned->left = p->kw - 1 - p->left;
+    turned->bottom = turned->right = 0;
+    turned->indices = NULL;
+    FN(pool_sizes)(turned);
+}
+
+/* Stride 1: each pixel is the sum of the windows that it lies in, so the gradients, divided, are pooled in turn. */
+static void FN(avg_spread_rows)(const cnnx_pool *p, int64_t first, int64_t last, T *scratch)
+{
+    cnnx_pool turned = *p;
+    const int64_t area = p->rows * p->cols;
+    T *divisor = scratch, *divided = divisor + FN(align)(area);
+    FN(turn)(p, last - first, &turned);
+    turned.x = divided;
+    turned.y = (T *)p->y + first * p->H * p->W;
+    for (int64_t i = 0, h = -p->top; i < p->rows; i++, h++)
+        for (int64_t j = 0, w = -p->left; j < p->cols; j++, w++) {
+            int64_t lo, hi, left, right;
+            FN(taps_inside)(h, 1, p->kh, p->H, &lo, &hi);
+            FN(taps_inside)(w, 1, p->kw, p->W, &left, &right);
+            divisor[i * p->cols + j] = FN(extent)(p, h, p->kh, p->H + p->bottom, hi - lo) *
+                                       FN(extent)(p, w, p->kw, p->W + p->right, right - left);
+        }
+    const T *grad = (const T *)p->x + first * area;
+    for (int64_t plane = 0; plane < last - first; plane++, grad += area)
+        for (int64_t q = 0; q < area; q++) divided[plane * area + q] = grad[q] / divisor[q];
+    T *rest = divided + FN(align)(turned.planes * area);
+    FN(pool_planes)(&turned, 0, 0, turned.rows, 0, turned.planes, 0, rest);
+}
+#endif
+
+static void FN(pool_grad_plan)(cnnx_pool *p, int max)
+{
+    const int64_t size = p->H * p->W;
+    p->m_block = FN(share)(p->planes, 16384 / size);
+    p->m_blocks = p->tasks = (p->planes + p->m_block - 1) / p->m_block;
+    p->way = CNNX_PLAIN;
+    p->scratch = (size_t)p->W * sizeof(T);
+#if defined(__GNUC__)
+    const int small = sizeof(T) == 8 || size < INT32_MAX; /* places are counted in integers of T's size */
+    const int side_by_side = p->H == 2 * p->rows && p->W == 2 * p->cols;
+    if (max) {
+        if (side_by_side && small) p->way = CNNX_PAIRS;
+    } else if (FN(is_whole)(p)) {
+        p->way = CNNX_WHOLE;
+    } else if (side_by_side && p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && !p->top && !p->left) {
+        p->way = CNNX_PAIRS;
+    } else if (p->sh == 1 && p->sw == 1 && small) {
+        cnnx_pool turned = *p;
+        FN(turn)(p, p->m_block, &turned);
+        p->way = CNNX_ROWS;
+        const int64_t area = p->rows * p->cols; /* divisors, and gradients divided */
+        p->scratch = turned.scratch + (size_t)(FN(align)(area) + FN(align)(p->m_block * area)) * sizeof(T);
+    }
+#endif
+}
+
+/* The first index outside the image, or -1. */
+static int64_t FN(bad_index)(const int64_t *index, int64_t n, int64_t size)
+{
+    uint64_t bad = 0;
+    for (int64_t q = 0; q < n; q++) bad |= (uint64_t)index[q] >= (uint64_t)size;
+    for (int64_t q = 0; bad && q < n; q++)
+        if ((uint64_t)index[q] >= (uint64_t)size) return q;
+    return -1;
+}
+
+static void FN(max_pool_backward)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_pool *p = problem;
+    (void)scratch;
+    const int64_t size = p->H * p->W, windows = p->rows * p->cols, first = task * p->m_block;
+    const int64_t last = first + p->m_block < p->planes ? first + p->m_block : p->planes;
+    for (int64_t plane = first; plane < last; plane++) {
+        const T *grad = (const T *)p->x + plane * windows;
+        T *to = (T *)p->y + plane * size;
+        const int64_t *index = p->indices + plane * windows, bad = FN(bad_index)(index, windows, size);
+        p->bad[plane] = bad < 0 ? -1 : plane * windows + bad;
+        if (bad >= 0) continue;
+#if defined(__GNUC__)
+        if (p->way == CNNX_PAIRS && FN(spread_pairs)(p, grad, index, to, (T *)p->y + last * size)) continue;
+#endif
+        memset(to, 0, (size_t)size * sizeof(T));
+        for (int64_t q = 0; q < windows; q++) to[index[q]] += grad[q];
+    }
+}
+
+/* A row of windows is spread along the row once, and that is added to each of the rows they cover. */
+static void FN(avg_spread_plane)(const cnnx_pool *p, const T *grad, T *to, T *row)
+{
+    memset(to, 0, (size_t)(p->H * p->W) * sizeof(T));
+    for (int64_t i = 0; i < p->rows; i++, grad += p->cols) {
+        int64_t i0 = i * p->sh - p->top, klo, khi;
+        FN(taps_inside)(i0, 1, p->kh, p->H, &klo, &khi);
+        const T height = FN(extent)(p, i0, p->kh, p->H + p->bottom, khi - klo);
+        for (int64_t j = 0; j < p->W; j++) row[j] = 0;
+        for (int64_t j = 0, j0 = -p->left; j < p->cols; j++, j0 += p->sw) {
+            const int64_t lo = j0 < 0 ? 0 : j0, hi = j0 + p->kw < p->W ? j0 + p->kw : p->W;
+            const T g = grad[j] / (FN(extent)(p, j0, p->kw, p->W + p->right, hi - lo) * height);
+            for (int64_t l = lo; l < hi; l++) {
+                row[l] += g;
+                PREVENT_MEMCPY; /* nor vectors: windows are short */
+            }
+        }
+        for (int64_t k = klo; k < khi; k++)
+            for (int64_t j = 0; j < p->W; j++) to[(i0 + k) * p->W + j] += row[j];
+    }
+}
+
+static void FN(avg_pool_backward)(const void *problem, int64_t task, void *scratch)
+{
+    const cnnx_pool *p = problem;
+    const int64_t size = p->H * p->W, first = task * p->m_block;
+    const int64_t last = first + p->m_block < p->planes ? first + p->m_block : p->planes;
+#if defined(__GNUC__)
+    const T *end = (T *)p->y + last * size;
+    if (p->way == CNNX_ROWS) {
+        FN(avg_spread_rows)(p, first, last, scratch);
+        return;
+    }
+    const T divisor = p->way == CNNX_WHOLE ? FN(extent)(p, -p->top, p->kh, p->H + p->bottom, p->H) *
+                                                 FN(extent)(p, -p->left, p->kw, p->W + p->right, p->W)
+                                           : 1;
+#endif
+    for (int64_t plane = first; plane < last; plane++) {
+        const T *grad = (const T *)p->x + plane * p->rows * p->cols;
+        T *to = (T *)p->y + plane * size;
+#if defined(__GNUC__)
+        if (p->way == CNNX_WHOLE) {
+            const V share = *grad / divisor - (V){0};
+            int64_t q = 0; /* whole vectors, of which the next plane overwrites what is too much */
+            for (; q < size && end - (to + q) >= VL; q += VL) *(VU *)(to + q) = share;
+            for (; q < size; q++) to[q] = share[0];
+            continue;
+        }
+        if (p->way == CNNX_PAIRS) {
+            FN(spread_pairs)(p, grad, NULL, to, end);
+            continue;
+        }
+#endif
+        FN(avg_spread_plane)(p, grad, to, scratch);
+    }
+}
