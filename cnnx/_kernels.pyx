@@ -58,8 +58,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         void *partial
         int64_t pieces, tasks
         size_t scratch
-        int64_t group, chunk
-        size_t shared
+        size_t partial_size
 
     ctypedef struct cnnx_matmul:
         const void *a
@@ -134,7 +133,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         int (*winograd_plan)(cnnx_conv *, int) noexcept
         cnnx_task winograd_weights, winograd
         int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
-        cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out
+        cnnx_task winograd_weight, winograd_weight_sum
         int (*depthwise_plan)(cnnx_conv *) noexcept
         cnnx_task depthwise
         int (*depthwise_grad_plan)(cnnx_conv *) noexcept
@@ -383,14 +382,14 @@ def set_winograd(bint on):
     return before
 
 
-cdef bint winograd_pays(const cnnx_conv *p, int64_t channels, int64_t tiles) noexcept:
+cdef bint winograd_pays(const cnnx_conv *p, int64_t inputs, int64_t outputs, int64_t pixels) noexcept:
     """The choice between Winograd and the direct sum, by shape.
 
-    The transforms are shared by `channels` at least, and the transformed weights, four times the size
-    of the weights, by a number of tiles. benchmarks.layers shows both limits.
+    The transforms are shared by the channels, those of the weights by the pixels. At the limits of the
+    forward, 6 channels each and 24 pixels, both take the same time; those of the weight gradient are 12,
+    4 and 48, for its lanes are input channels and its 36 sums are not worth while for less.
     """
-    return (winograd_on and p.C >= channels and p.M >= channels
-            and p.N * ((p.rows + 3) // 4) * ((p.cols + 3) // 4) >= tiles)
+    return winograd_on and p.C >= inputs and p.M >= outputs and p.N * p.rows * p.cols >= pixels
 
 
 cdef bint direct_pays(const cnnx_conv *p) noexcept:
@@ -425,7 +424,8 @@ cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, 
         return kept.packed
     packed = take(<size_t>p.packed_size * (8 if k == tables[1] else 4))
     p.packed = packed.data
-    run(pack, p, p.groups * p.panels, 0, threads)
+    if p.packed_size:
+        run(pack, p, p.groups * p.panels, 0, threads)
     if kept is not None:
         kept.kernels, kept.pack, kept.key, kept.packed, kept.weight = k, pack, key, packed, weight
     return packed
@@ -435,7 +435,7 @@ cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p, _Prepared kept, weight) e
     cdef _Block packed
     cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
     cdef cnnx_task pack = k.pack_weights, task = k.conv
-    if winograd_pays(p, 8, 16) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
+    if winograd_pays(p, 6, 6, 24) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
         pack, task = k.winograd_weights, k.winograd
     elif k.depthwise_plan != NULL and k.depthwise_plan(p):
         task = k.depthwise
@@ -550,34 +550,29 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
     cdef cnnx_conv_weight w
     cdef _Block taps = take(3 * KH * KW * sizeof(int64_t)), partial
     cdef int threads
+    cdef cnnx_task task = k.conv_weight, add = k.conv_weight_sum
     describe(&w.conv, x, grad_out, groups, <int64_t *>taps.data, KH, KW, stride, pads, dilation)
     w.conv.x, w.conv.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_out)
     w.grad = cnp.PyArray_DATA(grad_weight)
-    cdef cnnx_task task = k.conv_weight
     threads = threads_for(
         w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.C * KH * KW
     )
-    if winograd_pays(&w.conv, 24, 24) and k.winograd_weight_plan != NULL and k.winograd_weight_plan(&w):
-        partial = take(w.shared * sizeof(float))
-        w.partial = partial.data
-        for w.group in range(groups):
-            for w.chunk in range(w.pieces):
-                run(k.winograd_weight_planes, &w, w.conv.C + w.conv.M, w.scratch, threads)
-                run(k.winograd_weight_product, &w, 36, w.scratch, threads)
-            run(k.winograd_weight_out, &w, w.conv.M, 0, threads)
-        return
-    if k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
+    if winograd_pays(&w.conv, 12, 4, 48) and k.winograd_weight_plan != NULL and k.winograd_weight_plan(&w):
+        task, add = k.winograd_weight, k.winograd_weight_sum
+    elif k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
         task = k.depthwise_weight
     elif w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
         task = k.direct_weight
     else:
         k.conv_weight_plan(&w)
     if w.pieces > 1:
-        partial = take(<size_t>(w.pieces * groups * w.conv.M * w.conv.depth) * cnp.PyArray_ITEMSIZE(x))
+        if task != k.winograd_weight:
+            w.partial_size = <size_t>(w.pieces * groups * w.conv.M * w.conv.depth) * cnp.PyArray_ITEMSIZE(x)
+        partial = take(w.partial_size)
         w.partial = partial.data
     run(task, &w, w.tasks, w.scratch, threads)
     if w.pieces > 1:
-        run(k.conv_weight_sum, &w, groups * w.conv.M, 0, threads)
+        run(add, &w, groups * w.conv.M, 0, threads)
 
 
 def conv2d_grad_bias(cnp.ndarray grad_out, cnp.ndarray grad_bias):

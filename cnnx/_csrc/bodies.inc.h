@@ -12,7 +12,9 @@
 #include "depthwise_grad.inc.h"
 #include "direct.inc.h"
 #if defined(WINOGRAD)
+#include "winograd_tiles.inc.h"
 #include "winograd.inc.h"
+#include "winograd_weight.inc.h"
 #endif
 #include "matmul.inc.h"
 #include "pool.inc.h"
@@ -38,9 +40,8 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .winograd_weights = FN(winograd_weights),
     .winograd = FN(winograd),
     .winograd_weight_plan = FN(winograd_weight_plan),
-    .winograd_weight_planes = FN(winograd_weight_planes),
-    .winograd_weight_product = FN(winograd_weight_product),
-    .winograd_weight_out = FN(winograd_weight_out),
+    .winograd_weight = FN(winograd_weight),
+    .winograd_weight_sum = FN(winograd_weight_sum),
 #endif
 #if defined(__GNUC__)
     .depthwise_plan = FN(depthwise_plan),

@@ -58,16 +58,6 @@ FN(gemm_full)(int64_t kc, const T *a, const T *b, T *c, int64_t ldc, const T *bi
     FN(store_tile)(acc, c, ldc, bias, first, last, activation);
 }
 
-/* One tile into a contiguous (MR, NR) buffer, for callers that place it themselves. */
-static NOINLINE void
-FN(gemm_edge)(int64_t kc, const T *a, const T *b, T *tile)
-{
-    V acc[MR][NV];
-    FN(gemm_tile)(kc, a, b, acc);
-    UNROLL for (int i = 0; i < MR; i++)
-        UNROLL for (int j = 0; j < NV; j++) *(VU *)(tile + i * NR + j * VL) = acc[i][j];
-}
-
 static inline T FN(sum_lanes)(V v)
 {
     T lane[VL];

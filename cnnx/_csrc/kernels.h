@@ -53,11 +53,14 @@ typedef struct {
     int source;                    /* where a panel's pixels come from, one of the enum below */
     int64_t packed_size, tasks;
     size_t scratch;
-    /* set by winograd_plan, where pixels and block count tiles: the kernel's first row and column, its
-     * taps in order, tiles in an image, size of a plane, and the copy of an image's rows. direct_plan
-     * uses them alike; there block counts rows. And so does depthwise_plan, with the length of a row that
-     * is read, the rows of a task, and the size of the masks as image_width, tile_rows and plane. */
-    int64_t top, left, tap[9], tile_rows, tile_cols, plane, image_width, image_size;
+    /* set by the plans of Winograd, where block counts tiles, block_rows by block_cols of them: the kernel's
+     * first row and column, its taps in order, tiles in an image, elements of the copy of its rows. m_step and
+     * c_step: panels and channels that are multiplied at a time; fused: their weights are transformed then.
+     * direct_plan has rows in a block, and the size of a plane and of its rows. depthwise_plan has the length of
+     * a row that is read, the rows of a task, and the size of the masks as image_width, tile_rows and plane. */
+    int64_t top, left, tap[9], tile_rows, tile_cols, block_rows, block_cols, m_step, c_step;
+    int fused;
+    int64_t plane, image_width, image_size;
     int64_t phases_h, phases_w, extent_h;
 } cnnx_conv;
 
@@ -82,10 +85,9 @@ typedef struct {
     int64_t m_block, m_blocks, k_block, k_blocks;
     int64_t tasks;
     size_t scratch;
-    /* winograd: a piece is a chunk of tiles, `partial` holds `shared` elements: the planes of one chunk and
-     * of one group, and the sums over chunks. The caller steps through groups and chunks. */
-    int64_t group, chunk, sum_rows, sum_cols, data_plane, grad_plane, sum_plane;
-    size_t shared;
+    /* winograd: elements of a plane, a piece being blocks of tiles; bytes of `partial`, its sums. */
+    int64_t data_plane, grad_plane, sum_plane, sum_rows;
+    size_t partial_size;
 } cnnx_conv_weight;
 
 /* out = act(a @ b + bias): a is (M, K), b is (K, N), out is (M, N) contiguous. Element (i, j) of a
@@ -184,13 +186,12 @@ typedef struct {
     cnnx_task pack_weights;
     cnnx_task conv;
     /* The same by Winograd's F(4x4, 3x3). NULL in a table without it; the plan returns 0 where it
-     * refuses the problem. winograd_weights runs in place of pack_weights. */
+     * refuses the problem. winograd_weights runs in place of pack_weights, unless packed_size is 0. */
     int (*winograd_plan)(cnnx_conv *, int threads);
     cnnx_task winograd_weights, winograd;
-    /* Weight gradient by F(3x3, 4x4): for each group and chunk the planes (C + M tasks), then the products
-     * (36 tasks); after the last chunk the kernels (M tasks). */
+    /* Weight gradient by F(3x3, 4x4), and the sum of its pieces. */
     int (*winograd_weight_plan)(cnnx_conv_weight *);
-    cnnx_task winograd_weight_planes, winograd_weight_product, winograd_weight_out;
+    cnnx_task winograd_weight, winograd_weight_sum;
     /* Depthwise by square kernels, nothing packed; the plans return 0 where the problem is another. */
     int (*depthwise_plan)(cnnx_conv *);
     cnnx_task depthwise;

@@ -266,21 +266,3 @@ static void FN(transpose)(const T *restrict from, int64_t ld, int64_t rows, int6
     for (; q < n; q++, from++, to += ldo)
         for (int64_t r = 0; r < VL; r++) to[r] = r < rows ? from[r * ld] : 0;
 }
-/* Plain matrix into one panel: out[k*width + i] = x[i*step + k*along] for i < n, zero up to width. */
-static void FN(pack_panel)(const T *restrict x, int64_t step, int64_t along, int64_t n, int64_t kc,
-                           int64_t width, T *restrict out)
-{
-    int64_t k = 0;
-    if (along == 1) /* a transposition: 8 of a row at a time, whose cache line is then used up */
-        for (; k + 8 <= kc; k += 8)
-            for (int64_t i = 0; i < n; i++)
-                for (int64_t l = 0; l < 8; l++) out[(k + l) * width + i] = x[i * step + k + l];
-    for (int64_t r = k; r < kc; r++) {
-        if (step == 1)
-            for (int64_t i = 0; i < n; i++) out[r * width + i] = x[r * along + i];
-        else
-            for (int64_t i = 0; i < n; i++) out[r * width + i] = x[i * step + r * along];
-    }
-    for (int64_t r = 0; r < kc && n < width; r++)
-        for (int64_t i = n; i < width; i++) out[r * width + i] = 0;
-}

@@ -58,7 +58,7 @@ static int FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *in
 }
 
 /* Average pooling's backward of stride 1 as a forward without its division, of `planes` planes. */
-static void FN(turn)(const cnnx_pool *p, int64_t planes, cnnx_pool *turned)
+static void FN(mirror)(const cnnx_pool *p, int64_t planes, cnnx_pool *turned)
 {
     turned->planes = planes;
     turned->H = p->rows;
@@ -78,7 +78,7 @@ static void FN(avg_spread_rows)(const cnnx_pool *p, int64_t first, int64_t last,
     cnnx_pool turned = *p;
     const int64_t area = p->rows * p->cols;
     T *divisor = scratch, *divided = divisor + FN(align)(area);
-    FN(turn)(p, last - first, &turned);
+    FN(mirror)(p, last - first, &turned);
     turned.x = divided;
     turned.y = (T *)p->y + first * p->H * p->W;
     for (int64_t i = 0, h = -p->top; i < p->rows; i++, h++)
@@ -115,7 +115,7 @@ static void FN(pool_grad_plan)(cnnx_pool *p, int max)
         p->way = CNNX_PAIRS;
     } else if (p->sh == 1 && p->sw == 1 && small) {
         cnnx_pool turned = *p;
-        FN(turn)(p, p->m_block, &turned);
+        FN(mirror)(p, p->m_block, &turned);
         p->way = CNNX_ROWS;
         const int64_t area = p->rows * p->cols; /* divisors, and gradients divided */
         p->scratch = turned.scratch + (size_t)(FN(align)(area) + FN(align)(p->m_block * area)) * sizeof(T);
