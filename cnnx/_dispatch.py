@@ -8,6 +8,7 @@ never a silent substitute.
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from types import ModuleType, TracebackType
@@ -17,9 +18,8 @@ from cnnx import _fallback, _threads
 
 try:
     with _threads.brief_waits():
-        from cnnx import _kernels
-
-    _compiled: ModuleType | None = _kernels
+        # Not "from cnnx import": without the file, its error speaks of a circular import.
+        _compiled: ModuleType | None = importlib.import_module("cnnx._kernels")
     _why_not = ""
 except ImportError as error:
     _compiled = None

@@ -71,6 +71,19 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> Pair:
     return total // 2, total - total // 2
 
 
+def clipped_window(x_shape: Shape, kernel: Pair, pads: Pads, dilation: Pair) -> Pair:
+    """Taps of a window that lie in the padded image.
+
+    Only a window of `ceil_mode` can be larger than that, and then it is the only one along its
+    axis, so the others change nothing; but 2**30 of them would fill the memory.
+    """
+    taps = []
+    for axis in (0, 1):
+        padded = x_shape[2 + axis] + pads[2 * axis] + pads[2 * axis + 1]
+        taps.append(min(kernel[axis], (padded - 1) // dilation[axis] + 1))
+    return taps[0], taps[1]
+
+
 @lru_cache(maxsize=256)
 def padding_index(size: int, before: int, after: int, mode: str) -> NDArray[np.intp]:
     """Which pixel of an axis stands at each position of the padded axis (read-only)."""

@@ -39,6 +39,8 @@ def save(model: Any, path: PathLike) -> None:
 
     Raises
     ------
+    TypeError
+        If `model` is nothing that has parameters.
     ImportError
         If safetensors is wanted and not installed.
     OSError
@@ -55,6 +57,11 @@ def save(model: Any, path: PathLike) -> None:
     >>> bool(np.array_equal(copy.params["0.weight"], model.params["0.weight"]))
     True
     """
+    if not any(hasattr(model, name) for name in ("state_dict", "params", "forward")):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a layer: something with state_dict, "
+            "params or forward"
+        )
     state = model.state_dict() if hasattr(model, "state_dict") else state_of(model)
     # Before the file is opened, so that a missing package leaves no trace.
     safetensors = _safetensors() if _is_safetensors(path) else None
@@ -126,7 +133,7 @@ def _read(path: PathLike) -> dict[str, NDArray[Any]]:
 
 
 def _is_safetensors(path: PathLike) -> bool:
-    return os.fspath(path).endswith(_SAFETENSORS)
+    return os.fsdecode(path).endswith(_SAFETENSORS)
 
 
 def _safetensors() -> ModuleType:

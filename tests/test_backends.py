@@ -530,8 +530,7 @@ def winograd_as_before() -> Iterator[None]:
     cnnx.set_winograd(before)
 
 
-# Images, channels, size, filters, padding. 24 channels, filters and 4 x 4 tiles are the least with
-# which all three of its forms run.
+# Images, channels, size, filters, padding. In each of them all three of its forms run.
 WINOGRAD = [(2, 24, 14, 24, 1), (1, 40, 22, 33, 0), (7, 32, 7, 64, 1), (2, 256, 14, 25, 1)]
 
 
@@ -565,6 +564,41 @@ def test_winograd_error(case: Any, winograd_as_before: None, rng: np.random.Gene
     for actual, known in zip(results(*problem), truth, strict=True):
         # What set_winograd's docstring promises.
         assert np.abs(actual - known).max() <= 2e-5 * np.abs(known).max()
+
+
+# Where the kernels' loops end: images just above and below whole tiles, and up to 48 tiles around
+# register tiles of 3 to 16 rows; channels and filters around vectors, and pairs, of 4, 8 and 16.
+BOUNDARIES = [
+    *((images, 12, size, 16, 1) for size in (4, 5, 7, 8, 9, 12, 13, 16) for images in (1, 2, 3)),
+    *((1, 17, 8, filters, 1) for filters in (6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 65)),
+    *((2, channels, 9, 8, 0) for channels in (12, 13, 15, 16, 17, 31, 33, 63, 129, 257)),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", BOUNDARIES, ids=str)
+def test_winograd_boundaries(case: Any, winograd_as_before: None, rng: np.random.Generator) -> None:
+    problem = three_by_three(case, np.float32, lambda shape: rng.normal(size=shape))
+    with cnnx.use_backend("numpy"):
+        x, weight, grad_out = (array.astype(np.float64) for array in problem[:3])
+        truth = results(x, weight, grad_out, problem[3])
+    cnnx.set_winograd(True)
+    assert KERNELS
+    isa, threads = KERNELS.isa(), cnnx.get_num_threads()
+    try:
+        for name in KERNELS.available_isas():
+            KERNELS.use_isa(name)
+            cnnx.set_num_threads(1)
+            one = results(*problem)
+            for actual, known in zip(one, truth, strict=True):
+                # What set_winograd's docstring promises.
+                assert np.abs(actual - known).max() <= 2e-5 * np.abs(known).max(), name
+            for count in (2, 3, 16):
+                cnnx.set_num_threads(count)
+                assert_same(zip(results(*problem), one, strict=True))
+    finally:
+        KERNELS.use_isa(isa)
+        cnnx.set_num_threads(threads)
 
 
 @needs_kernels

@@ -272,6 +272,34 @@ def test_new_run_in_the_folder_of_an_old_one(tiny, tmp_path):
     assert saved_state(output) == saved_state(tmp_path / "fresh")
 
 
+def test_a_mistyped_command_touches_no_checkpoint(tiny, tmp_path):
+    output = tmp_path / "run"
+    assert train("--data", tiny, "--output", output, "--epochs", 1) == 0
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    assert train("--data", tmp_path / "typo", "--output", output) == 2
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+
+
+def test_a_new_run_keeps_the_checkpoint_of_the_one_before(tiny, tmp_path):
+    output = tmp_path / "run"
+    assert train("--data", tiny, "--output", output, "--epochs", 1) == 0
+    checkpoint = (output / "checkpoint.npz").read_bytes()
+    assert train("--data", tiny, "--output", output, "--epochs", 1, "--seed", 1) == 0
+    assert (output / "checkpoint-before.npz").read_bytes() == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model", "xyz"), ("epochs", "1"), ("optimizer", None)]
+)
+def test_damaged_settings_are_one_line(tiny, tmp_path, capsys, name, value):
+    assert train("--data", tiny, "--output", tmp_path, "--epochs", 1) == 0
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    capsys.readouterr()
+    assert train("--resume", "--output", tmp_path) == 2
+    assert "settings.json is damaged" in capsys.readouterr().err
+
+
 # ---- in a terminal
 
 

@@ -213,3 +213,15 @@ def test_requirements_are_numpy() -> None:
     requirements = importlib.metadata.requires("cnnx") or []
     always = [text for text in requirements if "extra ==" not in text]
     assert len(always) == 1 and always[0].startswith("numpy")
+
+
+def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```",
+        (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    assert len(blocks) >= 3
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block.replace("epochs=8", "epochs=1"), {})

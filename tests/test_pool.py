@@ -405,3 +405,18 @@ def test_indices_of_other_integer_types(index_dtype: Any, backend: str) -> None:
     indices = np.array([[[[3, 1]]]], index_dtype)
     grad_x = cnnx.max_pool2d_backward(np.array([[[[1.0, 2.0]]]]), indices, (1, 1, 2, 2))
     assert_array_equal(grad_x.ravel(), [0, 2, 0, 1])
+
+
+@pytest.mark.parametrize("size", [9, 2**15, 2**30])
+def test_window_larger_than_the_padded_image(implementation: str, dtype: Any, size: int) -> None:
+    # Only ceil_mode has such a window, and then no other: taps beside the image are not walked.
+    x = np.arange(12, dtype=dtype).reshape(1, 1, 3, 4)
+    padding = ((1, 0), (0, 2))
+    out, indices = cnnx.max_pool2d(x, size, padding=padding, ceil_mode=True, return_indices=True)
+    assert_array_equal(out, image([[11]], dtype))
+    assert_array_equal(indices, image([[11]], np.int64))
+    for count_include_pad, pixels in ((True, 4 * 6), (False, 12)):
+        option = (size, None, padding, True, count_include_pad)
+        assert_array_equal(cnnx.avg_pool2d(x, *option), image([[66 / pixels]], dtype))
+        grad_x = cnnx.avg_pool2d_backward(image([[24]], dtype), x.shape, *option)
+        assert_array_equal(grad_x, np.full_like(x, 24 / pixels))

@@ -486,3 +486,20 @@ def test_stale_cache_is_caught(subject: Subject, which: int) -> None:
     layer, x = built(*subject[1:])
     assert cnnx.gradcheck(Stale(layer, -1), x)
     assert not cnnx.gradcheck(Stale(layer, which), x)
+
+
+class Accumulating(cnnx.Dense):
+    """Adds to its gradients: right once, and wrong on every later step."""
+
+    def backward(self, grad_out: Any) -> Any:
+        before = {name: array.copy() for name, array in self.grads.items()}
+        grad_x = super().backward(grad_out)
+        for name, array in before.items():
+            self.grads[name] = self.grads[name] + array
+        return grad_x
+
+
+def test_accumulating_gradients_are_caught() -> None:
+    report = cnnx.gradcheck(Accumulating(3, 2, rng=0), np.arange(6.0).reshape(2, 3))
+    assert not report
+    assert "a second backward gave another gradient" in str(report)

@@ -301,3 +301,23 @@ def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             call()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("model", [None, {"a": np.ones(3)}, [1]], ids=["none", "dict", "list"])
+def test_what_is_no_model_is_not_saved(tmp_path: Path, model: Any) -> None:
+    with pytest.raises(TypeError, match=f"model is a {type(model).__name__}, expected a layer"):
+        cnnx.save(model, tmp_path / "model.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.replace
+
+    def replace_and_stop(*names: Any) -> None:
+        rename(*names)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        cnnx.save(cnnx.Dense(2, 1, rng=0), tmp_path / "model.npz")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]

@@ -86,7 +86,7 @@ typedef struct {
     int64_t tasks;
     size_t scratch;
     /* winograd: elements of a plane, a piece being blocks of tiles; bytes of `partial`, its sums. */
-    int64_t data_plane, grad_plane, sum_plane, sum_rows;
+    int64_t data_plane, grad_plane, sum_plane;
     size_t partial_size;
 } cnnx_conv_weight;
 

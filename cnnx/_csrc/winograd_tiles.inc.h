@@ -169,8 +169,8 @@ static FN(images) FN(gradients)(const cnnx_conv *p, int64_t g, int64_t m0, int64
 
 /* Pixels `at` .. at+n-1 of the planes of VL channels, transposed: pixel w of the h-th `cols` goes to
  * row[h] + w*VL. Lanes without a channel repeat the last. */
-static void FN(turn_pixels)(const FN(images) *s, const T *x, int64_t channels, int64_t at, int64_t n, int64_t cols,
-                            T *const *row)
+static void FN(turn_pixels)(const FN(images) *s, const T *x, int64_t channels, int64_t at, int64_t n,
+                            int64_t cols, T *const *row)
 {
     const int64_t area = s->H * s->W;
     const T *plane[VL];
@@ -213,8 +213,8 @@ static void FN(turn_pixels)(const FN(images) *s, const T *x, int64_t channels, i
 
 /* Rows h0 .. h1-1 of VL channels, from column `first` on: row[h - h0] + j*VL is column first + j. Columns
  * outside the image are left as they are: zero. */
-static void FN(turn_rows)(const FN(images) *s, const T *x, int64_t channels, int64_t h0, int64_t h1, int64_t first,
-                          int64_t width, T *const *row)
+static void FN(turn_rows)(const FN(images) *s, const T *x, int64_t channels, int64_t h0, int64_t h1,
+                          int64_t first, int64_t width, T *const *row)
 {
     const int64_t lo = first < 0 ? -first : 0, hi = s->W - first < width ? s->W - first : width;
     T *to[6];
@@ -233,11 +233,12 @@ static void FN(turn_rows)(const FN(images) *s, const T *x, int64_t channels, int
 /* The 36 planes of channels c .. c+VL-1 for a block of tiles: B' d B of the 6x6 tiles of the input, or G y G'
  * of the 4x4 tiles of the output's gradient (`grad`). Tile t goes to v[pos*plane + t*step]. */
 static ALWAYS_INLINE void
-FN(transform_tiles)(const int grad, const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v, int64_t plane,
-                    int64_t step)
+FN(transform_tiles)(const int grad, const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v,
+                    int64_t plane, int64_t step)
 {
     const int size = grad ? 4 : 6;
-    const int64_t width = 4 * (b.c1 - b.c0) + size - 4, channels = s->channels - c < VL ? s->channels - c : VL;
+    const int64_t width = 4 * (b.c1 - b.c0) + size - 4, first = 4 * b.c0 + s->left;
+    const int64_t channels = s->channels - c < VL ? s->channels - c : VL;
     memset(strip, 0, (size_t)(size * width * VL) * sizeof(T));
     for (int64_t r = b.r0; r < b.r1; r++) {
         const T *x = s->x + r / s->tile_rows * s->image + c * s->H * s->W;
@@ -245,7 +246,7 @@ FN(transform_tiles)(const int grad, const FN(images) *s, int64_t c, FN(tiles) b,
         const int kept = !grad && h > 0 && r > b.r0 ? 2 : 0;
         T *row[6];
         for (int i = 0; i < size; i++) row[i] = strip + (h + i) % size * width * VL;
-        FN(turn_rows)(s, x, channels, h + s->top + kept, h + s->top + size, 4 * b.c0 + s->left, width, row + kept);
+        FN(turn_rows)(s, x, channels, h + s->top + kept, h + s->top + size, first, width, row + kept);
         for (int64_t t = 0; t < b.c1 - b.c0; t++, v += step) {
             V half[6][6], in[6], out[6];
             UNROLL for (int k = 0; k < size; k++) {
@@ -263,14 +264,14 @@ FN(transform_tiles)(const int grad, const FN(images) *s, int64_t c, FN(tiles) b,
     }
 }
 
-static NOINLINE void FN(transform_data)(const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v, int64_t plane,
-                                        int64_t step)
+static NOINLINE void
+FN(transform_data)(const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v, int64_t plane, int64_t step)
 {
     FN(transform_tiles)(0, s, c, b, strip, v, plane, step);
 }
 
-static NOINLINE void FN(transform_grad)(const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v, int64_t plane,
-                                        int64_t step)
+static NOINLINE void
+FN(transform_grad)(const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v, int64_t plane, int64_t step)
 {
     FN(transform_tiles)(1, s, c, b, strip, v, plane, step);
 }

@@ -2,10 +2,13 @@
  *
  *   dW = A' [ sum over tiles of (G y G') . (B' d B) ] A     with y the 4x4 tile of the output's gradient
  *
- * Each of the 36 positions is a matrix product over the tiles: sums[pos] (M x C) = G[pos]' (M x tiles) * V[pos]
- * (tiles x C). A task takes m_block output channels, k_block input channels and a piece of the tiles, and goes
- * through it in blocks whose planes stay in the nearer caches. It needs no other task's transforms: those of
- * 128 x 128 channels that it repeats cost 6 %, less than to wait for each other after every block.
+ * Each of the 36 positions is a matrix product over the tiles:
+ *
+ *   sums[pos] (M x C) = grad[pos]' (M x tiles) * data[pos] (tiles x C)
+ *
+ * A task takes m_block output channels, k_block input channels and a piece of the tiles, and goes through it
+ * in blocks whose planes stay in the nearer caches. It needs no other task's transforms. Some are made by
+ * several tasks; but a transform is about a fifteenth of its products with 128 channels, and no thread waits.
  *
  * Planes: grad[pos*grad_plane + tile*grad_tile + m], data[pos*data_plane + (panel*block + tile)*WN + c],
  * sums[panel*36*sum_plane + pos*sum_plane + m*WN + c], the panels being those of input channels.
@@ -20,7 +23,7 @@ static int FN(winograd_weight_plan)(cnnx_conv_weight *w)
     FN(cut_tiles)(p, 128);
     w->k_block = FN(share)((p->C + WN - 1) / WN, 128 / WN) * WN;
     w->k_blocks = (p->C + w->k_block - 1) / w->k_block;
-    /* Pieces of at least 192 tiles, and about 16 tasks. A lone task is cut in two along the output channels. */
+    /* Pieces of at least 192 tiles, and about 16 tasks. A lone task is cut along the output channels. */
     int64_t pieces = p->N * p->tile_rows * p->tile_cols / 192, outputs;
     for (int64_t most = 128;; most /= 2) {
         w->m_block = FN(share)((p->M + VL - 1) / VL, most / VL) * VL;
@@ -35,10 +38,8 @@ static int FN(winograd_weight_plan)(cnnx_conv_weight *w)
     w->tasks = w->pieces * outputs;
     w->data_plane = FN(odd_lines)(p->block * w->k_block);
     w->grad_plane = FN(odd_lines)(p->block * FN(grad_tile)(w));
-    /* The sums of a task lie in `partial` where there are pieces; where there is but one block, those of a
-     * register tile are enough, 36 KiB, and stay in the first level until they are transformed. */
-    w->sum_rows = w->pieces > 1 || w->piece > 1 ? w->m_block : WM;
-    w->sum_plane = FN(odd_lines)((w->sum_rows + ROWS) * WN);
+    w->sum_plane = FN(odd_lines)((w->m_block + ROWS) * WN);
+    /* Sums lie in `partial` where there are pieces; else one panel's are enough for a task of one block. */
     const int64_t panel = 36 * w->sum_plane, sums = w->k_block / WN * panel;
     const int64_t own = w->pieces > 1 ? 0 : w->piece > 1 ? sums : panel;
     w->partial_size = (size_t)(w->tasks * sums) * sizeof(T);
@@ -46,8 +47,8 @@ static int FN(winograd_weight_plan)(cnnx_conv_weight *w)
     return w->scratch <= 64 << 20;
 }
 
-/* The 3x3 kernels from at most WN input channels c0 .. to output channel m: A' s A, s being the sum of `pieces`
- * sums, `step` apart. */
+/* The 3x3 kernels from at most WN input channels c0 .. to output channel m: A' s A, s being the sum of
+ * `pieces` sums, `step` apart. */
 static void FN(winograd_taps)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0, const T *sums,
                               int64_t pieces, int64_t step)
 {
@@ -114,20 +115,16 @@ static void FN(winograd_weight)(const void *problem, int64_t task, void *scratch
             FN(transform_grad)(&y, m, b, strip, grad + m, w->grad_plane, grad_tile);
         for (int64_t c = 0; c < x.channels; c += WN) {
             T *sum = sums + c / WN * next;
-            const int narrow = x.channels - c <= VL, high = narrow ? ROWS : WM;
-            const int64_t step = w->sum_rows < high ? high : w->sum_rows;
-            for (int64_t m1 = 0; m1 < y.channels; m1 += step) {
-                const int64_t m2 = m1 + step < y.channels ? m1 + step : y.channels;
-                for (int pos = 0; pos < 36; pos++)
-                    for (int64_t m = m1; m < m2; m += high)
-                        (narrow ? FN(narrow_sums) : FN(wide_sums))(
-                            tiles, grad + pos * w->grad_plane + m, grad_tile,
-                            data + pos * w->data_plane + c * p->block, sum + pos * w->sum_plane + (m - m1) * WN,
-                            number == first);
-                if (w->pieces == 1 && number + 1 == last)
-                    for (int64_t m = m1; m < m2; m++)
-                        FN(winograd_taps)(w, g, m0 + m, k0 + c, sum + (m - m1) * WN, 1, 0);
-            }
+            const int narrow = x.channels - c <= VL;
+            for (int pos = 0; pos < 36; pos++)
+                for (int64_t m = 0; m < y.channels; m += narrow ? ROWS : WM)
+                    (narrow ? FN(narrow_sums) : FN(wide_sums))(
+                        tiles, grad + pos * w->grad_plane + m, grad_tile,
+                        data + pos * w->data_plane + c * p->block, sum + pos * w->sum_plane + m * WN,
+                        number == first);
+            if (w->pieces == 1 && number + 1 == last)
+                for (int64_t m = 0; m < y.channels; m++)
+                    FN(winograd_taps)(w, g, m0 + m, k0 + c, sum + m * WN, 1, 0);
         }
     }
 }
@@ -142,5 +139,6 @@ static void FN(winograd_weight_sum)(const void *problem, int64_t task, void *scr
     const int64_t first = (g * w->m_blocks + m / w->m_block) * w->k_blocks * panels; /* panels before m's */
     const int64_t step = w->tasks / w->pieces * panels * panel;
     const T *sums = (const T *)w->partial + first * panel + m % w->m_block * WN;
-    for (int64_t c = 0; c < p->C; c += WN, sums += panel) FN(winograd_taps)(w, g, m, c, sums, w->pieces, step);
+    for (int64_t c = 0; c < p->C; c += WN, sums += panel)
+        FN(winograd_taps)(w, g, m, c, sums, w->pieces, step);
 }

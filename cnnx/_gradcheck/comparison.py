@@ -193,18 +193,32 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 def _claims(subject: Subject, grad_out: Array) -> tuple[dict[str, Array], dict[str, str]]:
     """The gradients that can be compared by name; of the others, what is wrong with them."""
-    subject.forward()
     claims, notes = {}, {}
-    gradients = subject.backward(grad_out.copy())
+    subject.forward()
+    gradients = {
+        name: None if gradient is None else np.array(gradient)
+        for name, gradient in subject.backward(grad_out.copy()).items()
+    }
+    subject.forward()
+    again = subject.backward(grad_out.copy())
     for name, array in subject.arrays.items():
         gradient, shape = gradients.get(name), array.shape
         if gradient is None:
             notes[name] = "" if subject.may_decline else "backward left no gradient"
         elif np.shape(gradient) != shape:
             notes[name] = f"the gradient has shape {np.shape(gradient)}, expected {shape}"
+        elif not _same(gradient, again.get(name)):
+            notes[name] = (
+                "a second backward gave another gradient: does it add to the first, or draw?"
+            )
         else:
             claims[name] = np.array(gradient, np.float64)
     return claims, notes
+
+
+def _same(first: Array, second: Array | None) -> bool:
+    # Not to the bit: a user's own threads may sum in another order.
+    return second is not None and np.allclose(first, second, rtol=1e-9, atol=0, equal_nan=True)
 
 
 def _chosen(

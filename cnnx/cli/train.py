@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import time
 from dataclasses import asdict, dataclass, fields
@@ -77,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     data = digits() if settings.data is None else load(settings.data)
     rng = np.random.default_rng(settings.seed)
     model = MODELS[settings.model](data.input_shape, data.classes, rng=rng)
+    if not arguments.resume:  # nothing is written before all that can be mistyped has been read
+        _begin(settings, output)
     _introduce(settings, data, model)
 
     history = _fit(model, data, settings, output, arguments.resume)
@@ -86,7 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         f"test accuracy {1 - wrong / len(predicted):.2%}: {wrong} of {len(predicted)} images wrong "
         f"({time.perf_counter() - started:.1f} s)"
     )
-    report = cnnx.gradcheck(model, data.x_test[:_CHECKED_IMAGES])
+    print("checking gradients ...", flush=True)
+    report = cnnx.gradcheck(
+        model, data.x_test[:_CHECKED_IMAGES], max_elements=_checked_elements(model)
+    )
     print(report)
 
     file = output / ("model.safetensors" if find_spec("safetensors") else "model.npz")
@@ -125,6 +131,11 @@ def _fit(
         ) from interrupt
 
 
+def _checked_elements(model: cnnx.Sequential) -> int:
+    """Elements to check one by one: fewer of a deep net, whose forward takes longer."""
+    return max(2 * len(model.params), 8000 // len(model.params))
+
+
 def _optimizer(settings: Settings) -> Any:
     if settings.optimizer == "sgd":
         return cnnx.SGD(settings.lr, momentum=0.9, nesterov=True)
@@ -132,7 +143,7 @@ def _optimizer(settings: Settings) -> Any:
 
 
 def _fresh(arguments: argparse.Namespace) -> Settings:
-    """Settings from the options and their defaults, written down for a later --resume."""
+    """Settings from the options and their defaults."""
     given = _given(arguments)
     own_digits = "data" not in given
     optimizer = given.get("optimizer", "adam")
@@ -145,13 +156,17 @@ def _fresh(arguments: argparse.Namespace) -> Settings:
         "optimizer": optimizer,
         "seed": 0,
     }
-    settings = Settings(**{**defaults, **given})
-    output: Path = arguments.output
+    return Settings(**{**defaults, **given})
+
+
+def _begin(settings: Settings, output: Path) -> None:
+    """Write the settings down for a later --resume, and put another training's checkpoint aside."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "checkpoint.npz").unlink(missing_ok=True)  # it belongs to another training
+    checkpoint = output / "checkpoint.npz"
+    if checkpoint.is_file():
+        os.replace(checkpoint, output / "checkpoint-before.npz")
     with atomic_write(output / "settings.json") as file:
         file.write(json.dumps(asdict(settings), indent=2).encode() + b"\n")
-    return settings
 
 
 def _resumed(arguments: argparse.Namespace) -> Settings:
@@ -161,6 +176,13 @@ def _resumed(arguments: argparse.Namespace) -> Settings:
         raise ValueError(f"nothing to resume in {arguments.output}: there is no {file}")
     try:
         settings = Settings(**json.loads(file.read_bytes()))
+        if settings.model not in MODELS or settings.optimizer not in _LEARNING_RATES:
+            raise ValueError(
+                f"no such model or optimizer: {settings.model!r}, {settings.optimizer!r}"
+            )
+        for name in ("epochs", "batch_size", "seed"):
+            if not isinstance(getattr(settings, name), int):
+                raise TypeError(f"{name} is {getattr(settings, name)!r}, expected an integer")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     for name, value in _given(arguments).items():

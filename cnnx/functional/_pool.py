@@ -37,15 +37,16 @@ def _geometry(
     dilation: IntOrPair,
     ceil_mode: bool,
 ) -> tuple[_shapes.Pair, _shapes.Geometry]:
-    window = pair(pool_size, "pool_size")
-    return window, _shapes.pool2d(
+    window, spread = pair(pool_size, "pool_size"), pair(dilation, "dilation")
+    geometry = _shapes.pool2d(
         x_shape,
         window,
         window if stride is None else pair(stride, "stride"),
         parse_padding(padding),
-        pair(dilation, "dilation"),
+        spread,
         flag(ceil_mode, "ceil_mode"),
     )
+    return _shapes.clipped_window(x_shape, window, geometry.pads, spread), geometry
 
 
 @overload
