@@ -142,7 +142,8 @@ cdef extern from "_csrc/kernels.h" nogil:
         cnnx_task depthwise_weight
         int (*direct_plan)(cnnx_conv *) noexcept
         int (*direct_weight_plan)(cnnx_conv_weight *) noexcept
-        cnnx_task direct, direct_weight
+        int (*lanes_weight_plan)(cnnx_conv_weight *) noexcept
+        cnnx_task direct, direct_weight, lanes_weight
         cnnx_task pack_weights, conv, conv_weight, conv_weight_sum, conv_bias, matmul
         cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward
         cnnx_task activation, activation_backward, add
@@ -561,6 +562,8 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
         task, add = k.winograd_weight, k.winograd_weight_sum
     elif k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
         task = k.depthwise_weight
+    elif k.lanes_weight_plan(&w):
+        task = k.lanes_weight
     elif w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
         task = k.direct_weight
     else:

@@ -11,6 +11,7 @@
 #include "depthwise.inc.h"
 #include "depthwise_grad.inc.h"
 #include "direct.inc.h"
+#include "conv_weight_lanes.inc.h"
 #if defined(WINOGRAD)
 #include "winograd_tiles.inc.h"
 #include "winograd.inc.h"
@@ -55,6 +56,8 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .direct = FN(direct),
     .direct_weight_plan = FN(direct_weight_plan),
     .direct_weight = FN(direct_weight),
+    .lanes_weight_plan = FN(lanes_weight_plan),
+    .lanes_weight = FN(lanes_weight),
     .conv_weight = FN(conv_weight),
     .conv_weight_sum = FN(conv_weight_sum),
     .conv_bias = FN(conv_bias),

@@ -33,6 +33,7 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define PREFETCH(p) __builtin_prefetch(p)
+#define PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2) /* into the second level */
 #define PREVENT_MEMCPY __asm__ volatile("") /* a call for three numbers costs more than they do */
 #else
 #define KEEP(v)
@@ -40,6 +41,7 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define ALWAYS_INLINE inline
 #define NOINLINE
 #define PREFETCH(p)
+#define PREFETCH_FAR(p)
 #define PREVENT_MEMCPY
 #define restrict __restrict
 #endif

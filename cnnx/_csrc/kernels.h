@@ -80,7 +80,7 @@ typedef struct {
      * numbers of x; rows and columns of the copy of an image's part, elements of it or of the patches. */
     int64_t pieces, piece, chunks;
     int64_t chunk_images, chunk_rows, chunk_cols, window_rows, window_cols, x_size;
-    int source;
+    int source, swapped;           /* swapped: x and y, C and M have changed places, grad is (groups, depth, M) */
     int64_t extent_h, extent_w, step_h, step_w; /* what the taps reach over, the stride in the copy */
     int64_t m_block, m_blocks, k_block, k_blocks;
     int64_t tasks;
@@ -206,6 +206,8 @@ typedef struct {
     cnnx_task direct;
     int (*direct_weight_plan)(cnnx_conv_weight *);
     cnnx_task direct_weight;
+    int (*lanes_weight_plan)(cnnx_conv_weight *); /* 0 where the other is faster */
+    cnnx_task lanes_weight;
     cnnx_task conv_weight;
     /* task < M*groups: adds the pieces of one row of grad. Only when pieces > 1. */
     cnnx_task conv_weight_sum;

@@ -205,6 +205,20 @@ static inline void FN(copy_every)(const T *restrict from, int64_t step, int64_t 
         for (int64_t j = 0; j < n; j++) to[j] = from[step * j];
 }
 
+/* The numbers of even place of two vectors one after the other. */
+static ALWAYS_INLINE V FN(even)(V a, V b)
+{
+#if defined(SHUFFLE)
+    return __builtin_shufflevector(a, b, EVEN);
+#else
+    T both[2 * VL], even[VL];
+    *(VU *)both = a;
+    *(VU *)(both + VL) = b;
+    for (int l = 0; l < VL; l++) even[l] = both[2 * l];
+    return *(VU *)even;
+#endif
+}
+
 /* The numbers of even and of odd place, for n of each, a multiple of VL. */
 static ALWAYS_INLINE void FN(deal)(const T *restrict from, int64_t n, T *restrict even, T *restrict odd)
 {
