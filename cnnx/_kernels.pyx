@@ -426,7 +426,7 @@ cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, 
     packed = take(<size_t>p.packed_size * (8 if k == tables[1] else 4))
     p.packed = packed.data
     if p.packed_size:
-        run(pack, p, p.groups * p.panels, 0, threads)
+        run(pack, p, p.groups * p.panels, 0, min(threads, threads_for(MOVE * p.packed_size)))
     if kept is not None:
         kept.kernels, kept.pack, kept.key, kept.packed, kept.weight = k, pack, key, packed, weight
     return packed
