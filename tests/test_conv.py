@@ -208,49 +208,40 @@ CASES += [
         ("stride_three", 3, (3, 3), (1, 1, 1, 1)),
     )
 ]
-# The weight gradient's tiles: 6, 8 or 12 numbers of the input by one or two vectors, of 2 to 16 channels; 1x1
-# transposes the fewer channels; pixels go into the lanes where few channels are left, LANES_M = 4 by LANES_K = 6,
-# and a row's last vector overlaps the one before. Chunks of 256 pixels end inside a row, an image, or the batch.
-CASES += (
-    [
-        Case(
-            f"gradient_1x1_{channels}_to_{filters}",
-            (9, 31),
-            (1, 1),
-            channels=channels,
-            filters=filters,
-        )
-        for channels, filters in ((5, 33), (33, 5), (17, 16), (8, 31), (13, 40), (2, 1))
-    ]
-    + [
-        Case(
-            f"gradient_lanes_{channels}_to_{filters}_{w}_wide",
-            (5, w),
-            (3, 3),
-            (s, s),
-            (1, 1, 1, 1),
-            groups=2,
-            channels=2 * channels,
-            filters=2 * filters,
-        )  # fmt: skip
-        for channels, filters, w, s in (
-            (1, 3, 16, 1),
-            (2, 1, 17, 1),
-            (1, 4, 31, 1),
-            (3, 5, 33, 1),
-            (1, 7, 65, 2),
-            (2, 2, 40, 2),
-            (4, 4, 16, 3),
-        )
-    ]
-    + [
-        Case("gradient_long_rows", (2, 517), (1, 3), pads=(0, 0, 1, 1), channels=5, filters=9),
-        Case("gradient_small_images", (5, 4), (2, 3), channels=5, filters=17, images=31),
-        Case("gradient_1x1_stride_two", (9, 35), (1, 1), (2, 2), channels=5, filters=18),
-        Case("gradient_1x1_stride_three", (10, 37), (1, 1), (3, 3), channels=5, filters=18),
-        Case("gradient_columns_of_a_step", (9, 67), (1, 2), (1, 4), channels=5, filters=18),
-    ]
-)
+# The weight gradient's tiles: 6, 8 or 12 numbers of the input by one or two vectors, of 2 to 16
+# channels; 1x1 transposes the fewer channels. Where few channels are left pixels go into the lanes,
+# 2 or 4 channels by 6 numbers, and a row's last vector overlaps the one before. Chunks of 256
+# pixels end inside a row, an image or the batch.
+CASES += [
+    Case(f"gradient_1x1_{c}_to_{f}", (9, 31), (1, 1), channels=c, filters=f)
+    for c, f in ((5, 33), (33, 5), (17, 16), (8, 31), (13, 40), (2, 1))
+] + [
+    Case(
+        f"gradient_lanes_{c}_to_{f}_{w}_wide",
+        (5, w),
+        stride=(stride, stride),
+        pads=(1, 1, 1, 1),
+        groups=2,
+        channels=2 * c,
+        filters=2 * f,
+    )
+    for c, f, w, stride in (
+        (1, 3, 16, 1),
+        (2, 1, 17, 1),
+        (1, 4, 31, 1),
+        (3, 5, 33, 1),
+        (1, 7, 65, 2),
+        (2, 2, 40, 2),
+        (4, 4, 49, 3),
+    )
+]
+CASES += [
+    Case("gradient_long_rows", (2, 517), (1, 3), pads=(0, 0, 1, 1), channels=5, filters=9),
+    Case("gradient_small_images", (5, 4), (2, 3), channels=5, filters=17, images=31),
+    Case("gradient_1x1_stride_two", (9, 35), (1, 1), (2, 2), channels=5, filters=18),
+    Case("gradient_1x1_stride_three", (10, 37), (1, 1), (3, 3), channels=5, filters=18),
+    Case("gradient_columns_of_a_step", (9, 67), (1, 2), (1, 4), channels=5, filters=18),
+]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
@@ -446,8 +437,8 @@ def test_results_are_new_arrays(backend: str, rng: np.random.Generator) -> None:
 def test_infinity_only_in_the_weight_gradients_that_see_it(
     filters: int, stride: int, width: int, implementation: str, rng: np.random.Generator
 ) -> None:
-    # Vectors that reach over a row's end meet zeros, and zero times infinity is not zero. The last column is
-    # seen by the last tap alone with stride 1, and by none with stride 2.
+    # Vectors that reach over a row's end meet zeros, and zero times infinity is not zero. The last
+    # column is seen by the last tap alone with stride 1, and by none with stride 2.
     x, grad_out = (
         naive.integers(rng, (2, 2, 12, width)),
         naive.integers(rng, (2, filters, 10 // stride, 33)),

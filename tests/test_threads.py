@@ -228,6 +228,7 @@ CONVOLUTIONS: dict[str, list[Call]] = {
     "depthwise_large": conv((2, 3, 180, 150), (3, 1, 3, 3), padding=1, groups=3),
     "depthwise_small": conv((3, 200, 14, 14), (200, 1, 7, 7), padding=3, groups=200),
     "grouped": conv((2, 32, 24, 24), (48, 16, 3, 3), padding=1, groups=2),
+    "grouped_few": conv((5, 24, 60, 37), (24, 4, 3, 3), padding=1, groups=6),
     "reflected": conv((2, 9, 30, 30), (8, 9, 3, 3), padding=1, padding_mode="reflect"),
     "fused": [
         Call(

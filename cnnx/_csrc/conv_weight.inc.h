@@ -4,7 +4,9 @@
  * of the input after the other: tap t of channel c at that pixel. These numbers need no packing, for a
  * scalar can be read from anywhere: a zero-padded copy of the chunk's part of the image serves all taps.
  * So each number is moved once or twice and then used C*taps or M times, and the sums stay in registers
- * for a whole chunk of KC pixels.
+ * for a whole chunk of KC pixels. One panel at a time is transposed, into the first level, right before its tiles.
+ *
+ * The tiles run at 95 % of the peak; what remains is memory, and so they ask for what the next chunk will read.
  *
  * Only where stride or dilation make that copy much larger than the pixels that are used, patches are
  * packed instead, a row for each (c, t).
@@ -80,7 +82,7 @@ static void FN(conv_weight_plan)(cnnx_conv_weight *w)
     w->m_block = FN(share)((p->M + WN - 1) / WN, wide / WN) * WN;
     w->m_blocks = (p->M + w->m_block - 1) / w->m_block;
     w->k_blocks = (p->depth + w->k_block - 1) / w->k_block;
-    /* Enough pieces that 32 tasks can be had, as long as they are worth adding up and the partial sums stay
+    /* Enough pieces that 16 tasks can be had, as long as they are worth adding up and the partial sums stay
      * below 4 Mi elements. */
     const int64_t outputs = p->groups * w->m_blocks * w->k_blocks;
     const int64_t size = p->groups * p->M * p->depth;
@@ -172,7 +174,8 @@ static void FN(copy_window)(const cnnx_conv_weight *w, const FN(chunk) *c, int64
      * consecutive columns, or one copy with a step for each column that they see. */
     const int64_t tall = w->step_h < p->sh ? w->extent_h : w->window_rows;
     const int64_t step = w->step_w < p->sw ? p->sw : 1, copies = w->step_w < p->sw ? w->extent_w : 1;
-    const int64_t H = p->H, W = p->W, sh = p->sh, width = w->window_cols, height = w->window_rows, count = width / copies;
+    const int64_t H = p->H, W = p->W, sh = p->sh;
+    const int64_t width = w->window_cols, height = w->window_rows, count = width / copies;
     for (int64_t b = 0; b < copies; b++) {
         const int64_t from = c->j0 * p->sw + p->left + b; /* column of the image that the copy begins with */
         int64_t lo = from < 0 ? (-from + step - 1) / step : 0, hi = from < W ? (W - from + step - 1) / step : 0;
@@ -285,7 +288,7 @@ static FN(ahead) FN(look_ahead)(const cnnx_conv_weight *w, const FN(chunk) *c, i
                                 int64_t m0, int64_t m1, int64_t stretches, FN(block) *blocks)
 {
     const cnnx_conv *p = &w->conv;
-    const int64_t area = p->H * p->W, plane = p->rows * p->cols;
+    const int64_t area = p->H * p->W, plane = p->rows * p->cols, size = sizeof(T);
     /* Rows that a stride steps over are left out. */
     const int64_t rows = w->step_h < p->sh ? c->i1 - c->i0 : 1;
     const int64_t reach = (c->i1 - c->i0 - rows) * p->sh + w->extent_h;
@@ -299,9 +302,9 @@ static FN(ahead) FN(look_ahead)(const cnnx_conv_weight *w, const FN(chunk) *c, i
             if (begin < 0) begin = 0;
             if (end > area) end = area;
             if (begin < end)
-                *a.end++ = (FN(block)){(const char *)(x + begin), (end - begin) * (int64_t)sizeof(T), c1 - c0, area * (int64_t)sizeof(T)};
+                *a.end++ = (FN(block)){(const char *)(x + begin), (end - begin) * size, c1 - c0, area * size};
         }
-        *a.end++ = (FN(block)){(const char *)y, c->pixels / (c->n1 - c->n0) * (int64_t)sizeof(T), m1 - m0, plane * (int64_t)sizeof(T)};
+        *a.end++ = (FN(block)){(const char *)y, c->pixels / (c->n1 - c->n0) * size, m1 - m0, plane * size};
     }
     for (const FN(block) *b = blocks; b < a.end; b++) a.lines += (b->bytes + 63) / 64 * b->rows;
     a.lines = (a.lines + stretches - 1) / stretches;

@@ -18,8 +18,8 @@ static int FN(lanes_weight_plan)(cnnx_conv_weight *w)
     int64_t bottom, right;
     if (p->cols < VL || !FN(direct_plan)(p)) return 0;
     FN(reach)(p, &bottom, &right);
-    /* In multiply-adds a pixel: lanes that a row's end leaves empty, and half as much again for the short loops, against
-     * lanes that the output channels leave empty and the transposition, which costs as much as four. */
+    /* In multiply-adds a pixel: lanes that a row's end leaves empty, and half as much again for the short loops,
+     * against lanes that the output channels leave empty and the transposition, which costs as much as four. */
     const int64_t across = (p->cols + VL - 1) / VL * VL, wide = (p->M + VL - 1) / VL * VL;
     if (3 * p->M * p->depth * across > 2 * (wide * p->depth + 4 * p->M) * p->cols) return 0;
     if (p->M * p->depth * VL > FN(WINDOW)) return 0;
