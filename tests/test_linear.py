@@ -97,3 +97,18 @@ def test_bias_gradient_of_many_rows_and_columns(implementation: str, dtype: Any,
     _, _, grad_bias = cnnx.linear_backward(grad_out, x, weight)
     assert grad_bias.dtype == dtype
     np.testing.assert_array_equal(grad_bias, grad_out.sum(axis=0))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 257])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 31), (15, 32), (257, 33), (17, 23)])
+def test_at_the_edges_of_the_tiles(
+    implementation: str, dtype: Any, rng: np.random.Generator, rows: int, inputs: int, outputs: int
+) -> None:
+    # Tiles are 4 or 8 rows by 8 to 32 columns, 256 deep; up to 4 rows nothing is packed. Sums of
+    # small whole numbers are exact, so any order of them gives the same bits.
+    x, weight = (rng.integers(-4, 5, s).astype(dtype) for s in ((rows, inputs), (inputs, outputs)))
+    bias, grad = (rng.integers(-4, 5, s).astype(dtype) for s in (outputs, (rows, outputs)))
+    assert_array_equal(cnnx.linear(x, weight, bias), np.einsum("ni,io->no", x, weight) + bias)
+    grad_x, grad_weight, _ = cnnx.linear_backward(grad, x, weight)
+    assert_array_equal(grad_x, np.einsum("no,io->ni", grad, weight))
+    assert_array_equal(grad_weight, np.einsum("ni,no->io", x, grad))
