@@ -454,3 +454,13 @@ def test_infinity_only_in_the_weight_gradients_that_see_it(
     taps = 2 if stride == 1 else 3
     assert_array_equal(grad[..., :taps], expected[..., :taps])
     assert not np.isfinite(grad[..., taps:]).any()
+
+
+def test_scratch_is_bounded(implementation: str, dtype: Any) -> None:
+    # A kernel of two rows a million apart: only patches can be packed, not the rows between.
+    if cnnx.config()["backend"] == "numpy":
+        pytest.skip("the fallback pads, and is slow and large")
+    x, far = np.arange(1024, dtype=dtype).reshape(1, 1, 1, 1024), (2**20, 1)
+    weight = np.array([2, 5], dtype).reshape(1, 1, 2, 1)
+    out = cnnx.conv2d(x, weight, stride=far, padding=((2**20, 2**20), (0, 0)), dilation=far)
+    np.testing.assert_array_equal(out[0, 0], [5 * x[0, 0, 0], 2 * x[0, 0, 0]])

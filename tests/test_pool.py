@@ -420,3 +420,15 @@ def test_window_larger_than_the_padded_image(implementation: str, dtype: Any, si
         assert_array_equal(cnnx.avg_pool2d(x, *option), image([[66 / pixels]], dtype))
         grad_x = cnnx.avg_pool2d_backward(image([[24]], dtype), x.shape, *option)
         assert_array_equal(grad_x, np.full_like(x, 24 / pixels))
+
+
+def test_scratch_is_bounded(implementation: str, dtype: Any) -> None:
+    # Padding makes two pixels 32 thousand squared, and so would be a copy of the rows read.
+    if cnnx.config()["backend"] == "numpy":
+        pytest.skip("the fallback pads, and is slow and large")
+    x = np.array([[[[1, 3]]]], dtype)
+    out = cnnx.avg_pool2d(x, 2**14, stride=2**13, padding=2**14 - 1)
+    # Windows begin at columns 1 - 2**14, 1 - 2**13 and 1: one pixel, both, the other.
+    assert out.shape == (1, 1, 2, 3)
+    for line in out[0, 0] * 2**28:
+        assert_array_equal(line, np.array([1, 4, 3], dtype))

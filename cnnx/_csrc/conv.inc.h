@@ -3,15 +3,15 @@
  *
  * A task is a block of pixels, numbered over the whole batch, and some panels of weights. For each block of the
  * depth, the rows that the pixels read are copied with their zero border, the phases of a stride side by side
- * (copy_strip). From there a panel of NR pixels is gathered in whole vectors (pack_strip: KC*NR numbers, which stay in the
- * first level) and meets every panel of weights (which stream from the second level). Sums wait in
- * scratch between blocks of the depth: the output is written once.
+ * (copy_strip). From there a panel of NR pixels is gathered in whole vectors (pack_strip: KC*NR numbers, which stay
+ * in the first level) and meets every panel of weights (which stream from the second level). Sums wait in scratch
+ * between blocks of the depth: the output is written once.
  */
 enum {
-    FN(BLOCK) = 256 / NR * NR,           /* pixels a task, at most */
-    FN(CHANNELS) = 256,                  /* output channels a task: their sums are a quarter of the second level */
+    FN(BLOCK) = 256 / NR * NR, /* pixels a task, at most */
+    FN(CHANNELS) = 256,        /* output channels a task: their sums are a quarter of the second level */
     FN(STRIP_MOST) = 512 * 1024 / sizeof(T),
-    FN(PHASES_MOST) = 32,                  /* column phases of a strip; wider strides gather each patch */
+    FN(PHASES_MOST) = 32,      /* column phases of a strip; wider strides gather each patch */
 };
 
 /* A dense 1x1 convolution sees each plane as one long row: no row ends inside a tile. */
@@ -67,8 +67,8 @@ static void FN(conv_source)(cnnx_conv *p)
     p->image_size = (channels * p->phases_h * p->phases_w * p->plane + VL + 15) / 16 * 16;
 }
 
-/* Pixels and weights a task: the cut with the shortest longest thread. Packing a panel of pixels costs about as
- * much as two tiles, and is repeated for each range of output channels. */
+/* Pixels and weights a task: the cut with the shortest longest thread. Packing a panel of pixels is taken as two
+ * tiles, and is repeated for each range of output channels. */
 static void FN(conv_cut)(cnnx_conv *p, int threads)
 {
     const int64_t most = (p->panels * MR + FN(CHANNELS) - 1) / FN(CHANNELS);

@@ -25,6 +25,10 @@ static int FN(direct_plan)(cnnx_conv *p)
     p->phases_w = p->sw < right - p->left + 1 ? p->sw : right - p->left + 1;
     if (p->phases_w > PHASES) return 0;
     p->image_width = (p->cols + VL - 1) / VL * VL + extent_w;
+    const double planes = (double)p->C * (double)p->phases_h * (double)p->phases_w;
+    if (planes * (double)p->image_width * (double)(4 + extent_h) * sizeof(T) + (double)p->depth * sizeof(int64_t) >
+        CNNX_SCRATCH / 2)
+        return 0; /* the smallest block; a larger one is bounded by STRIP */
     const int64_t row = p->C * p->phases_h * p->phases_w * p->image_width;
     int64_t block = FN(STRIP) / row - extent_h;
     if (block < 4) block = 4; /* or the rows shared by blocks would be copied too often */

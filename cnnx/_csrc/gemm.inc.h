@@ -1,4 +1,4 @@
-/* The register tile: the one place that multiplies matrices.
+/* The register tile of packed panels.
  *
  * gemm_tile:  acc[i][j] = sum over k < kc of a[k*MR + i] * b[k*NR + j]
  *   a: (kc, MR) panel, b: (kc, NR) panel, aligned to a vector. MR x NV vectors of accumulators stay in

@@ -18,6 +18,11 @@ enum cnnx_activation {
     CNNX_NONE, CNNX_RELU, CNNX_SIGMOID, CNNX_TANH, CNNX_LEAKY_RELU, CNNX_RELU6, CNNX_GELU, CNNX_SILU
 };
 
+/* Bytes of scratch that a task may take. A plan that would need more refuses, or takes the plain way: padding,
+ * stride and dilation can make the copy of a few pixels larger than any memory. Plans compute such sizes in
+ * double before any integer could overflow. */
+enum { CNNX_SCRATCH = 64 << 20 };
+
 /* Convolution over taps, the one form that forward, input gradient and weight gradient share.
  *
  *   y[n, g*M + m, oy + i*ty, ox + j*tx] =

@@ -12,7 +12,7 @@ static void FN(matmul_plan)(cnnx_matmul *p, int threads)
     const int64_t m_tiles = (p->M + MR - 1) / MR, n_tiles = (p->N + NR - 1) / NR;
     p->few = p->M <= FN(FEW) && (p->b_col == 1 || (p->b_row == 1 && p->a_col == 1));
     double best = 0;
-    /* The cut with the shortest longest thread; packing costs a third of a tile for a panel of a, one for a panel of b. */
+    /* The cut with the shortest longest thread; packing is taken as a third of a tile for a panel of a, one for b. */
     for (int64_t m = m_tiles < FN(ROWS) / MR ? m_tiles : FN(ROWS) / MR; m > 0; m /= 2) {
         for (int64_t parts = 1; parts <= n_tiles && parts <= 8 * threads; parts++) {
             const int64_t n = (n_tiles + parts - 1) / parts;
@@ -29,18 +29,6 @@ static void FN(matmul_plan)(cnnx_matmul *p, int threads)
     p->n_blocks = (p->N + p->n_block - 1) / p->n_block;
     p->tasks = p->m_blocks * p->n_blocks;
     p->scratch = (size_t)(KC * NR + MR * NR + KC * p->m_block) * sizeof(T);
-}
-
-/* Panels of MR numbers: out[k*MR + i] = x[i*step + k*along] for i < n, zero from there on. */
-static void FN(pack_rows)(const T *restrict x, int64_t step, int64_t along, int64_t n, int64_t kc, T *restrict out)
-{
-    int64_t k = 0;
-    if (along == 1 && n == MR)
-        for (; k + VL <= kc; k += VL) FN(transpose_panel)(x + k, step, out + k * MR);
-    for (; k < kc; k++) {
-        for (int64_t i = 0; i < n; i++) out[k * MR + i] = x[i * step + k * along];
-        for (int64_t i = n; i < MR; i++) out[k * MR + i] = 0;
-    }
 }
 
 /* Panels of NR: out[k*NR + j] = x[j*step + k*along] for j < n, zero from there on. */

@@ -54,6 +54,18 @@ static ALWAYS_INLINE void FN(transpose_panel)(const T *restrict from, int64_t ld
 #endif
 }
 
+/* Panels of MR numbers: out[k*MR + i] = x[i*step + k*along] for i < n, zero from there on. */
+static void FN(pack_rows)(const T *restrict x, int64_t step, int64_t along, int64_t n, int64_t kc, T *restrict out)
+{
+    int64_t k = 0;
+    if (along == 1 && n == MR)
+        for (; k + VL <= kc; k += VL) FN(transpose_panel)(x + k, step, out + k * MR);
+    for (; k < kc; k++) {
+        for (int64_t i = 0; i < n; i++) out[k * MR + i] = x[i * step + k * along];
+        for (int64_t i = n; i < MR; i++) out[k * MR + i] = 0;
+    }
+}
+
 /* Weights into panels of MR output channels: packed[g][panel][k][i], contract in kernels.h. */
 static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
 {
@@ -63,18 +75,20 @@ static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
     const int64_t m0 = panel * MR, mr = p->M - m0 < MR ? p->M - m0 : MR;
     const T *w = (const T *)p->weight + g * p->w_group + m0 * p->w_out;
     T *out = (T *)p->packed + task * p->depth * MR;
-    int dense = mr == MR && !p->halves && p->w_in == p->taps; /* the forward's weights lie in the order of the depth */
+    int dense = !p->halves && p->w_in == p->taps; /* the forward's weights lie in the order of the depth */
     for (int64_t t = 0; t < p->taps; t++) dense &= p->w_tap[t] == t;
-    int64_t k = 0;
-    if (dense)
-        for (; k + VL <= p->depth; k += VL) FN(transpose_panel)(w + k, p->w_out, out + k * MR);
-    const int64_t even = p->halves ? p->C * p->split : p->depth, odd_taps = p->taps - p->split;
-    const int64_t taps = p->halves ? p->split : p->taps;
-    for (; k < p->depth; k++) {
-        const int64_t l = k - even, c = l < 0 ? k / taps : l / odd_taps;
-        const T *from = w + c * p->w_in + p->w_tap[l < 0 ? k % taps : p->split + l % odd_taps];
-        for (int64_t i = 0; i < mr; i++) out[k * MR + i] = from[i * p->w_out];
-        for (int64_t i = mr; i < MR; i++) out[k * MR + i] = 0;
+    if (dense) {
+        FN(pack_rows)(w, p->w_out, 1, mr, p->depth, out);
+        return;
+    }
+    for (int half = 0; half <= p->halves; half++) {
+        const int64_t begin = half ? p->split : 0, end = p->halves && !half ? p->split : p->taps;
+        for (int64_t c = 0; c < p->C; c++)
+            for (int64_t t = begin; t < end; t++, out += MR) {
+                const T *from = w + c * p->w_in + p->w_tap[t];
+                for (int64_t i = 0; i < mr; i++) out[i] = from[i * p->w_out];
+                for (int64_t i = mr; i < MR; i++) out[i] = 0;
+            }
     }
 }
 

@@ -246,9 +246,15 @@ static FN(pool_tile) FN(choose_tile)(const cnnx_pool *p, int max)
     return FN(pool_tiles)[window][max ? 1 + (p->indices != NULL) : 0];
 }
 
-/* Sizes of the tables and of the copies of rows. */
-static void FN(pool_sizes)(cnnx_pool *p)
+/* Sizes of the tables and of the copies of rows; 0 where they are too large. */
+static int FN(pool_sizes)(cnnx_pool *p)
 {
+    const double reach = (double)(p->cols + VL) * (double)p->sw + (double)p->kw * (double)p->dw;
+    const double table = (double)p->block * (double)p->sh + (double)p->kh * (double)p->dh;
+    const double spare = 2 * (reach / (double)p->W + 2), strip = (double)(p->cols + VL);
+    if (((table < spare ? table : spare) + 1) * reach * sizeof(T) + table * sizeof(T *) +
+            strip * (double)(p->kw + 2) * sizeof(T) > CNNX_SCRATCH / 2)
+        return 0;
     const int64_t over = (p->cols > VL ? p->cols - VL : 0) * p->sw, strips = (p->cols + VL - 1) / VL;
     /* A window of stride 2 loads pairs. */
     p->reach = over + (p->kw - 1) * p->dw + VL * p->sw;
@@ -257,6 +263,7 @@ static void FN(pool_sizes)(cnnx_pool *p)
     p->mask_size = strips * p->kw * VL;
     p->scratch = (size_t)(p->image_size + p->mask_size + 2 * strips * VL) * sizeof(T) +
                  (size_t)p->table_rows * sizeof(T *);
+    return 1;
 }
 
 /* Rows i0 .. i0 + count-1 of windows of planes first .. last-1. */
@@ -343,9 +350,8 @@ static void FN(pool_plan)(cnnx_pool *p, int max)
     if (!max && FN(is_whole)(p)) {
         p->way = CNNX_WHOLE;
     } else if (p->cols > 1 && (sizeof(T) == 8 || size < INT32_MAX)) {
-        p->way = CNNX_ROWS;
         p->block = FN(share)(p->rows, 16384 / (p->W * p->sh) + 4);
-        FN(pool_sizes)(p);
+        if (FN(pool_sizes)(p)) p->way = CNNX_ROWS;
     }
 #endif
     p->blocks = (p->rows + p->block - 1) / p->block;

@@ -58,7 +58,7 @@ static int FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *in
 }
 
 /* Average pooling's backward of stride 1 as a forward without its division, of `planes` planes. */
-static void FN(mirror)(const cnnx_pool *p, int64_t planes, cnnx_pool *turned)
+static int FN(mirror)(const cnnx_pool *p, int64_t planes, cnnx_pool *turned)
 {
     turned->planes = planes;
     turned->H = p->rows;
@@ -69,7 +69,7 @@ static void FN(mirror)(const cnnx_pool *p, int64_t planes, cnnx_pool *turned)
     turned->left = p->kw - 1 - p->left;
     turned->bottom = turned->right = 0;
     turned->indices = NULL;
-    FN(pool_sizes)(turned);
+    return FN(pool_sizes)(turned);
 }
 
 /* Stride 1: each pixel is the sum of the windows that it lies in, so the gradients, divided, are pooled in turn. */
@@ -115,9 +115,9 @@ static void FN(pool_grad_plan)(cnnx_pool *p, int max)
         p->way = CNNX_PAIRS;
     } else if (p->sh == 1 && p->sw == 1 && small) {
         cnnx_pool turned = *p;
-        FN(mirror)(p, p->m_block, &turned);
-        p->way = CNNX_ROWS;
         const int64_t area = p->rows * p->cols; /* divisors, and gradients divided */
+        if (!FN(mirror)(p, p->m_block, &turned) || (p->m_block + 2) * area > CNNX_SCRATCH / 2 / (int64_t)sizeof(T)) return;
+        p->way = CNNX_ROWS;
         p->scratch = turned.scratch + (size_t)(FN(align)(area) + FN(align)(p->m_block * area)) * sizeof(T);
     }
 #endif
