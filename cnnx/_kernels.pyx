@@ -419,19 +419,31 @@ cdef inline bint may(int algorithm, bint pays) noexcept:
     return pays if wanted == BY_SHAPE else wanted == algorithm
 
 
-cdef bint winograd_pays(const cnnx_conv *p, int64_t inputs, int64_t outputs, int64_t pixels) noexcept:
-    """The choice between Winograd and the direct sum, by shape.
+cdef bint winograd_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
+    """The choice between Winograd and the direct sums, by shape: `python -m benchmarks.choices`.
 
-    The transforms are shared by the channels, those of the weights by the pixels. At the limits of the
-    forward, 6 channels each and 24 pixels, both take the same time; those of the weight gradient are 12,
-    4 and 48, for its lanes are input channels and its 36 sums are not worth while for less.
+    The transforms of the pixels are shared by the channels, those of the weights by the pixels: at 12 panels of
+    output and input channels and 24 pixels both take the same time, on AVX2 and on AVX-512.
     """
-    return winograd_on and p.C >= inputs and p.M >= outputs and p.N * p.rows * p.cols >= pixels
+    return (winograd_on and p.C >= 4 and p.M >= 3 and p.C * p.M >= 12 * k.mr
+            and p.N * p.rows * p.cols >= 24)
 
 
-cdef bint direct_pays(const cnnx_conv *p) noexcept:
-    """The choice between the direct path and the implicit matrix product, by shape."""
-    return p.taps > 1 and (p.C * p.taps <= 32 or p.M <= 4)
+cdef bint winograd_weight_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
+    """The same for the weight gradient, whose lanes are input channels and which has 36 sums for each 9."""
+    return winograd_on and 2 * p.C >= 3 * k.mr and p.M >= 4 and p.N * p.rows * p.cols >= 48
+
+
+cdef bint direct_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
+    """The choice between the direct path and the implicit matrix product, by shape.
+
+    Few output channels do not repay the packing of pixels. The direct path asks for as much again to take the
+    phases of strided rows apart, leaves its vectors half empty on rows shorter than 12, and with many input
+    channels its copy leaves the first level.
+    """
+    if p.M <= 4 or p.taps == 1:
+        return p.taps > 1
+    return p.cols >= 12 and (p.C * p.taps <= 32 or p.C <= 64 and p.M * p.sw <= 2 * k.mr)
 
 
 @cython.final
@@ -473,11 +485,11 @@ cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p, _Prepared kept, weight) e
     cdef _Block packed
     cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
     cdef cnnx_task pack = k.pack_weights, task
-    if may(WINOGRAD, winograd_pays(p, 6, 6, 24)) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
+    if may(WINOGRAD, winograd_pays(k, p)) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
         ran, pack, task = WINOGRAD, k.winograd_weights, k.winograd
     elif may(DEPTHWISE, True) and k.depthwise_plan != NULL and k.depthwise_plan(p):
         ran, task = DEPTHWISE, k.depthwise
-    elif may(DIRECT, direct_pays(p)) and k.direct_plan(p):
+    elif may(DIRECT, direct_pays(k, p)) and k.direct_plan(p):
         ran, task = DIRECT, k.direct
     else:
         ran, task = GEMM, k.conv
@@ -599,14 +611,14 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
     threads = threads_for(
         w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.C * KH * KW
     )
-    if (may(WINOGRAD, winograd_pays(&w.conv, 12, 4, 48)) and k.winograd_weight_plan != NULL
+    if (may(WINOGRAD, winograd_weight_pays(k, &w.conv)) and k.winograd_weight_plan != NULL
             and k.winograd_weight_plan(&w)):
         ran, task, add = WINOGRAD, k.winograd_weight, k.winograd_weight_sum
     elif may(DEPTHWISE, True) and k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
         ran, task = DEPTHWISE, k.depthwise_weight
     elif may(LANES, True) and k.lanes_weight_plan(&w, wanted == LANES):
         ran, task = LANES, k.lanes_weight
-    elif may(DIRECT, w.conv.M <= 4 and w.conv.C <= 4) and k.direct_weight_plan(&w):
+    elif may(DIRECT, w.conv.C == 1 and w.conv.M <= 4) and k.direct_weight_plan(&w):
         ran, task = DIRECT, k.direct_weight
     else:
         ran, task = GEMM, k.conv_weight
