@@ -57,6 +57,17 @@ class GradcheckReport:
         One for each input and parameter; ``report["0.weight"]`` finds one by name.
     rtol : float
         The relative error that passes.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> x = np.array([0.5, -1.5])
+    >>> report = cnnx.gradcheck(np.square, x, backward=lambda grad_out, x: grad_out * x)  # no 2
+    >>> bool(report)
+    False
+    >>> worst = report.worst
+    >>> round(worst.analytic / worst.numeric, 6)
+    0.5
     """
 
     name: str
@@ -104,7 +115,24 @@ class GradcheckReport:
 
 
 class GradcheckError(AssertionError):
-    """Raised by ``gradcheck(..., raise_on_failure=True)``; its `report` says what is wrong."""
+    """Raised by ``gradcheck(..., raise_on_failure=True)``; its `report` says what is wrong.
+
+    Parameters
+    ----------
+    report : GradcheckReport
+        What was found; it is the message, and the attribute `report`.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> def wrong(grad_out, x):
+    ...     return grad_out * x  # the gradient of x**2 without its 2
+    >>> try:
+    ...     cnnx.gradcheck(np.square, np.ones(3), backward=wrong, raise_on_failure=True)
+    ... except cnnx.GradcheckError as error:
+    ...     print(error.report["x"].passed)
+    False
+    """
 
     def __init__(self, report: GradcheckReport) -> None:
         super().__init__(report)
