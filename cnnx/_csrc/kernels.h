@@ -211,7 +211,7 @@ typedef struct {
     cnnx_task direct;
     int (*direct_weight_plan)(cnnx_conv_weight *);
     cnnx_task direct_weight;
-    int (*lanes_weight_plan)(cnnx_conv_weight *); /* 0 where the other is faster */
+    int (*lanes_weight_plan)(cnnx_conv_weight *, int always); /* 0 where the other is faster, unless always */
     cnnx_task lanes_weight;
     cnnx_task conv_weight;
     /* task < M*groups: adds the pieces of one row of grad. Only when pieces > 1. */
