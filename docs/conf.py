@@ -1,4 +1,4 @@
-"""How the site is built, from the repository's root: ``python -m sphinx -W docs docs/_build``.
+"""How the site is built, from the repository's root: ``python -m sphinx -W docs docs/_build/html``.
 
 The code cells of the pages and the notebooks of ``examples/`` run while the site is built, against
 the cnnx that is installed; a cell that raises stops the build. So every number and picture on the
