@@ -14,6 +14,7 @@ from cnnx.explain._notation import number
 from cnnx.explain._steps import Array, Explanation, Step, Sum, Term, at, group_of, panels, total
 from cnnx.functional import _arguments as check
 
+_FEW = 9
 NAMES = ("relu", "sigmoid", "tanh")
 _FORMULAS = {
     "relu": ("A = max(0, Z)", "g'(Z) = 1 where Z > 0, else 0"),
@@ -25,6 +26,11 @@ _WARNINGS = {
     "sigmoid": "A is the output: σ'(Z) is not σ(A)·(1 - σ(A)), which squashes twice.",
     "tanh": "A is the output: the derivative at Z is 1 - A·A, and not 1 - tanh(A)·tanh(A).",
 }
+
+
+def _marks(z: Array) -> dict[tuple[int, ...], int]:
+    """A colour for each element, as long as there are not too many to tell apart."""
+    return {index: group_of(index) for index in np.ndindex(z.shape)} if z.size <= _FEW else {}
 
 
 def value(name: str, z: float) -> float:
@@ -49,11 +55,11 @@ def forward(name: str | None, z: Array) -> tuple[Array, list[Step]]:
         return z, []
     a = np.reshape([value(name, float(v)) for v in z.flat], z.shape)
     form = {"relu": "max(0, {})", "sigmoid": "1 / (1 + exp(-({})))", "tanh": "tanh({})"}[name]
+    marks = _marks(z)
     sums = tuple(
-        Sum(at("A", i, z.shape), (Term((float(z[i]),), group_of(i)),), float(a[i]), form)
+        Sum(at("A", i, z.shape), (Term((float(z[i]),), marks.get(i, 0)),), float(a[i]), form)
         for i in np.ndindex(z.shape)
     )
-    marks = {index: group_of(index) for index in np.ndindex(z.shape)}
     shown = (*panels("Z", z, marks), *panels("A", a, marks, sign="→"))
     text = "The activation takes each element alone. Keep Z or A: backward needs it."
     return a, [Step("activation", f"The activation: {name}", text, _FORMULAS[name][0], sums, shown, True)]
@@ -64,12 +70,12 @@ def backward(name: str | None, z: Array, a: Array, upstream: Array) -> tuple[Arr
     if name is None:
         return upstream, []
     slopes = np.reshape([slope(name, float(v), float(w)) for v, w in zip(z.flat, a.flat, strict=True)], z.shape)
+    marks = _marks(z)
     sums = tuple(
-        total(at("∂L/∂Z", i, z.shape), [Term((float(upstream[i]), float(slopes[i])), group_of(i))])
+        total(at("∂L/∂Z", i, z.shape), [Term((float(upstream[i]), float(slopes[i])), marks.get(i, 0))])
         for i in np.ndindex(z.shape)
     )
     dz = np.reshape([line.value for line in sums], z.shape)
-    marks = {index: group_of(index) for index in np.ndindex(z.shape)}
     shown = (
         *panels("Z" if name == "relu" else "A", z if name == "relu" else a, marks),
         *panels("g'(Z)", slopes, marks, sign="→"),

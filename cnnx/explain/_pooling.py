@@ -135,7 +135,7 @@ class _Story:
         self.out[index] = result.value
         shown = (
             *panels(X, self.padded, {(*sheet, *cell): group for _, cell in taps}, {(*sheet, *c) for c in strong}, self.faint),
-            self._share(index, sign="mask" if self.kind == "max" else "·"),
+            self._share(index, "→" if self.kind == "max" else "⊙"),
             *panels(Z, self.out, {index: group}, {index}, sign="→"),
         )
         return Step("forward", f"Window {place} gives {name}", text, formula, (result,), shown, main)

@@ -17,6 +17,7 @@ Piece = tuple[str, str]  # text and style: "", "1" to "7" (a group), "bold", "di
 Line = list[Piece]
 
 _WIDTH = 100
+_MANY = 4  # sums beyond which they are set in columns
 _LEGEND = "[ ] in focus   * chosen, or written now   ( ) padding   · still empty"
 
 
@@ -64,13 +65,29 @@ def _step(step: Step, width: int) -> Iterator[Line]:
         yield []
         for line in textwrap.wrap(step.formula, width - 4):
             yield [("    ", ""), (line, "formula")]
-    if step.sums:
-        yield []
-        for one in step.sums:
-            yield from _wrapped([(text, str(group or "")) for text, group in pieces(one)], width)
     if step.panels:
         yield []
         yield from _side_by_side(step.panels, width)
+    if step.sums:
+        yield []
+        lines = [[(text, str(group or "")) for text, group in pieces(one)] for one in step.sums]
+        yield from _columns(lines, width) if len(lines) > _MANY else _one_by_one(lines, width)
+
+
+def _one_by_one(lines: list[Line], width: int) -> Iterator[Line]:
+    for line in lines:
+        yield from _wrapped(line, width)
+
+
+def _columns(lines: list[Line], width: int) -> Iterator[Line]:
+    """Short sums in columns, to be read downwards."""
+    size = max(sum(len(text) for text, _ in line) for line in lines) + 3
+    count = (width - 4) // size
+    if count < 2:
+        yield from _one_by_one(lines, width)
+        return
+    rows = -(-len(lines) // count)
+    yield from _joined([(lines[i : i + rows], size - 3) for i in range(0, len(lines), rows)])
 
 
 def _wrapped(line: Line, width: int) -> Iterator[Line]:

@@ -181,7 +181,7 @@ class WeightedSum:
             text = "No window touched this input: nothing depends on it, and its derivative is 0."
         shown: tuple[Panel, ...] = (
             *panels(X, self.x, {source: 1}, {source}, self.faint),
-            *panels("W", self.weight, {k.weight: marks[k.out] for k in links}, sign="in"),
+            *panels("W", self.weight, {k.weight: marks[k.out] for k in links}),
             *panels(DZ, self.dz, marks, sign="⊙"),
             *panels(DX, self._known_gradient(), {source: 1}, {source}, self.faint, sign="→"),
         )
