@@ -154,9 +154,7 @@ def conv2d(
     array([[37., 47.],
            [67., 77.]])
     """
-    return _convolution.explain(
-        x, weight, bias, stride, padding, dilation, activation, grad_out
-    )
+    return _convolution.explain(x, weight, bias, stride, padding, dilation, activation, grad_out)
 
 
 def linear(

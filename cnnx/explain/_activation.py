@@ -62,17 +62,23 @@ def forward(name: str | None, z: Array) -> tuple[Array, list[Step]]:
     )
     shown = (*panels("Z", z, marks), *panels("A", a, marks, sign="→"))
     text = "The activation takes each element alone. Keep Z or A: backward needs it."
-    return a, [Step("activation", f"The activation: {name}", text, _FORMULAS[name][0], sums, shown, True)]
+    return a, [
+        Step("activation", f"The activation: {name}", text, _FORMULAS[name][0], sums, shown, True)
+    ]
 
 
 def backward(name: str | None, z: Array, a: Array, upstream: Array) -> tuple[Array, list[Step]]:
     """∂L/∂Z for ∂L/∂A, and the step that computes it; none without an activation."""
     if name is None:
         return upstream, []
-    slopes = np.reshape([slope(name, float(v), float(w)) for v, w in zip(z.flat, a.flat, strict=True)], z.shape)
+    slopes = np.reshape(
+        [slope(name, float(v), float(w)) for v, w in zip(z.flat, a.flat, strict=True)], z.shape
+    )
     marks = _marks(z)
     sums = tuple(
-        total(at("∂L/∂Z", i, z.shape), [Term((float(upstream[i]), float(slopes[i])), marks.get(i, 0))])
+        total(
+            at("∂L/∂Z", i, z.shape), [Term((float(upstream[i]), float(slopes[i])), marks.get(i, 0))]
+        )
         for i in np.ndindex(z.shape)
     )
     dz = np.reshape([line.value for line in sums], z.shape)
@@ -111,7 +117,12 @@ def explain(name: Any, x: Any, grad_out: Any) -> Explanation:
         f"{name.capitalize()} changes each element alone, so its gradient is a product of two numbers, "
         f"and the slope is taken at Z. {'All of it agrees.' if agrees else 'Something does NOT agree.'}"
     )
-    shown = (*panels("Z", z), *panels("A", a, sign="→"), *panels("∂L/∂A", upstream, sign="and back"), *panels("∂L/∂Z", dz, sign="→"))
+    shown = (
+        *panels("Z", z),
+        *panels("A", a, sign="→"),
+        *panels("∂L/∂A", upstream, sign="and back"),
+        *panels("∂L/∂Z", dz, sign="→"),
+    )
     summary = Step("summary", "In short", text, _FORMULAS[name][1], (), shown, True)
     return Explanation(
         f"{name} on {number(z.size)} numbers",

@@ -33,7 +33,9 @@ def bias(value: Any, outputs: int) -> Array | None:
         return None
     array = numbers("bias", value, (0, 1), f"({outputs},)").reshape(-1)
     if array.shape != (outputs,):
-        raise ValueError(f"bias has shape {array.shape}, expected ({outputs},), one for each output")
+        raise ValueError(
+            f"bias has shape {array.shape}, expected ({outputs},), one for each output"
+        )
     return array
 
 

@@ -11,7 +11,7 @@ from cnnx import _shapes
 from cnnx import functional as F
 from cnnx.explain import _activation, _arguments
 from cnnx.explain._steps import Array, Explanation, Step, group_of, panels
-from cnnx.explain._weighted import X, Z, Formulas, Kernels, Link, WeightedSum
+from cnnx.explain._weighted import Formulas, Kernels, Link, WeightedSum, X, Z
 from cnnx.explain._windows import Windows
 from cnnx.functional import _arguments as check
 
@@ -86,7 +86,9 @@ def _introduction(story: WeightedSum, windows: Windows) -> Step:
     text = f"The {size} weights move over the image, {windows.described}."
     if windows.padded:
         text += " The padding (in parentheses) is zeros."
-    text += " Every output is one window of the image times the same weights: that is weight sharing."
+    text += (
+        " Every output is one window of the image times the same weights: that is weight sharing."
+    )
     first = (0, 0, *windows.places[0])
     marks = {link.source: group_of(first) for link in story.by_out[first]}
     shown = (
@@ -95,7 +97,9 @@ def _introduction(story: WeightedSum, windows: Windows) -> Step:
         *(() if story.bias is None else panels("b", story.bias, sign="+")),
         *panels(Z, np.full(story.out_shape, np.nan), {first: group_of(first)}, sign="→"),
     )
-    return Step("the windows", "The image and the weights", text, windows.size_formula, (), shown, True)
+    return Step(
+        "the windows", "The image and the weights", text, windows.size_formula, (), shown, True
+    )
 
 
 def _kernels(story: WeightedSum, x: Array, options: tuple[Any, ...]) -> Kernels:

@@ -10,7 +10,7 @@ import numpy as np
 from cnnx import functional as F
 from cnnx.explain import _activation, _arguments
 from cnnx.explain._steps import Array, Explanation, Step, panels
-from cnnx.explain._weighted import X, Z, Formulas, Kernels, Link, WeightedSum
+from cnnx.explain._weighted import Formulas, Kernels, Link, WeightedSum, X, Z
 from cnnx.functional import _arguments as check
 
 _FORMULAS = Formulas(
@@ -37,9 +37,7 @@ def explain(x: Any, weight: Any, bias: Any, activation: Any, grad_out: Any) -> E
     _arguments.require_few("the output", out_shape)
     upstream = _arguments.upstream(grad_out, out_shape)
     links = [
-        Link((n, o), (i, o), (n, i))
-        for n, o in np.ndindex(out_shape)
-        for i in range(w.shape[0])
+        Link((n, o), (i, o), (n, i)) for n, o in np.ndindex(out_shape) for i in range(w.shape[0])
     ]
     story = WeightedSum(
         rows, w, b, links, _FORMULAS, set(), lambda a: a, out_shape, activation, upstream

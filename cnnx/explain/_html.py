@@ -62,7 +62,9 @@ def _sum(line: Sum) -> str:
 
 
 def _panel(panel: Panel) -> str:
-    sign = f'<span class="sign" aria-hidden="true">{escape(panel.sign)}</span>' if panel.sign else ""
+    sign = (
+        f'<span class="sign" aria-hidden="true">{escape(panel.sign)}</span>' if panel.sign else ""
+    )
     groups, rows = panel.groups, []
     for r, row in enumerate(panel.values):
         cells = "".join(
@@ -88,7 +90,9 @@ def _cell(value: float | None, panel: Panel, cell: tuple[int, int], group: int) 
 
 def _minus(text: str) -> str:
     """Hyphens as minus signs, except in e-10."""
-    return text.replace("e-", "e\0").replace("-", "−").replace("\0", "-").replace("Z^{l−1}", "Z^{l-1}")
+    return (
+        text.replace("e-", "e\0").replace("-", "−").replace("\0", "-").replace("Z^{l−1}", "Z^{l-1}")
+    )
 
 
 def _symbols(text: str) -> str:

@@ -23,7 +23,16 @@ _INK, _SOFT, _LINE = "#1b1d21", "#5c626c", "#d9dbdf"
 _CARD, _MARGIN, _INSET, _GAP = 7.6, 0.3, 0.22, 0.22  # inches
 _CELL, _CAPTION, _SIGN = 0.36, 0.25, 0.34
 _DPI = 130
-_SIZES = {"part": 8, "title": 12.5, "text": 9.5, "formula": 9.5, "sum": 9.5, "cell": 9, "name": 9, "head": 14}
+_SIZES = {
+    "part": 8,
+    "title": 12.5,
+    "text": 9.5,
+    "formula": 9.5,
+    "sum": 9.5,
+    "cell": 9,
+    "name": 9,
+    "head": 14,
+}
 
 
 def draw(explanation: Explanation, form: str) -> bytes:
@@ -95,7 +104,10 @@ class _Card:
         self.per_column = math.ceil(len(self.sums) / self.columns)
         self.rows = list(_fitting([_Block(panel) for panel in step.panels], room))
         self.height = (
-            2 * _INSET + 0.16 + 0.26 * len(self.title) + 0.19 * len(self.text)
+            2 * _INSET
+            + 0.16
+            + 0.26 * len(self.title)
+            + 0.19 * len(self.text)
             + (0.08 + 0.2 * len(self.formula) if self.formula else 0)
             + sum(max(block.height for block in row) + 0.16 for row in self.rows)
             + (0.1 + 0.24 * self.per_column if self.sums else 0)
@@ -156,7 +168,14 @@ class _Block:
         panel, groups = self.panel, self.panel.groups
         start = left + (self.sign if signed else 0)
         if signed:
-            pen.text(left + self.sign / 2, top + (self.height + _CAPTION) / 2, panel.sign, 11, _SOFT, align="center")
+            pen.text(
+                left + self.sign / 2,
+                top + (self.height + _CAPTION) / 2,
+                panel.sign,
+                11,
+                _SOFT,
+                align="center",
+            )
         pen.text(start + 0.02, top + 0.1, panel.name, _SIZES["name"], weight="bold")
         for r, row in enumerate(panel.values):
             for c, value in enumerate(row):
@@ -164,17 +183,42 @@ class _Block:
                 group, strong = groups.get((r, c), 0), (r, c) in panel.strong
                 faint = (r, c) in panel.faint
                 heat = 0.0 if value is None else min(1.0, abs(value) / panel.largest)
-                face, alpha = (PALETTE[group - 1], 0.2 + 0.4 * heat) if group else ("#80848c", 0.06 + 0.28 * heat)
+                face, alpha = (
+                    (PALETTE[group - 1], 0.2 + 0.4 * heat)
+                    if group
+                    else ("#80848c", 0.06 + 0.28 * heat)
+                )
                 if value is None or (faint and not group):
                     face, alpha = "white", 1.0
-                edge = _INK if strong else PALETTE[group - 1] if group else _LINE if value is None or faint else "none"
+                edge = (
+                    _INK
+                    if strong
+                    else PALETTE[group - 1]
+                    if group
+                    else _LINE
+                    if value is None or faint
+                    else "none"
+                )
                 pen.box(
-                    x + 0.015, y + 0.015, self.cell - 0.03, _CELL - 0.03, face, edge, 0.04, alpha,
-                    1.4 if strong or group else 0.9, "--" if faint and not strong else "-",
+                    x + 0.015,
+                    y + 0.015,
+                    self.cell - 0.03,
+                    _CELL - 0.03,
+                    face,
+                    edge,
+                    0.04,
+                    alpha,
+                    1.4 if strong or group else 0.9,
+                    "--" if faint and not strong else "-",
                 )
                 pen.text(
-                    x + self.cell / 2, y + _CELL / 2, _figures(value), _SIZES["cell"],
-                    _SOFT if faint and not group else _INK, weight="bold" if strong else "normal", align="center",
+                    x + self.cell / 2,
+                    y + _CELL / 2,
+                    _figures(value),
+                    _SIZES["cell"],
+                    _SOFT if faint and not group else _INK,
+                    weight="bold" if strong else "normal",
+                    align="center",
                 )
         return start - left + self.width
 
@@ -192,7 +236,16 @@ class _Chip:
     def draw(self, pen: _Pen, left: float, middle: float) -> float:
         """Draw it, and return its width."""
         if self.group:
-            pen.box(left + 0.005, middle - 0.095, self.width - 0.01, 0.19, PALETTE[self.group - 1], "none", 0.03, 0.32)
+            pen.box(
+                left + 0.005,
+                middle - 0.095,
+                self.width - 0.01,
+                0.19,
+                PALETTE[self.group - 1],
+                "none",
+                0.03,
+                0.32,
+            )
         pen.text(left + (0.03 if self.group else 0), middle, self.text, _SIZES["sum"])
         return self.width
 
@@ -236,19 +289,43 @@ class _Pen:
         self.axes = axes
 
     def text(
-        self, x: float, y: float, text: str, size: float, colour: str = _INK, *,
-        weight: str = "normal", style: str = "normal", align: str = "left",
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float,
+        colour: str = _INK,
+        *,
+        weight: str = "normal",
+        style: str = "normal",
+        align: str = "left",
     ) -> None:
         """Write a line whose middle is at y."""
         if text:
             self.axes.text(
-                x, y, _mathtext(text), fontsize=size, color=colour, fontweight=weight, fontstyle=style,
-                ha=align, va="center_baseline" if align == "center" else "center_baseline",
+                x,
+                y,
+                _mathtext(text),
+                fontsize=size,
+                color=colour,
+                fontweight=weight,
+                fontstyle=style,
+                ha=align,
+                va="center_baseline" if align == "center" else "center_baseline",
             )
 
     def box(
-        self, x: float, y: float, width: float, height: float, face: str, edge: str,
-        radius: float, alpha: float = 1.0, line: float = 0.9, dash: str = "-",
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        face: str,
+        edge: str,
+        radius: float,
+        alpha: float = 1.0,
+        line: float = 0.9,
+        dash: str = "-",
     ) -> None:
         """Draw a rectangle with round corners."""
         from matplotlib.colors import to_rgba
@@ -273,7 +350,9 @@ def _mathtext(text: str) -> str:
     """Raised and lowered letters in matplotlib's TeX; the rest stays text."""
     signs = {"sup": "^", "sub": "_", "": ""}
     return "".join(
-        f"${signs[kind]}{{\\mathregular{{{piece.replace('-', '−')}}}}}$" if kind else piece.replace("$", r"\$")
+        f"${signs[kind]}{{\\mathregular{{{piece.replace('-', '−')}}}}}$"
+        if kind
+        else piece.replace("$", r"\$")
         for piece, kind in symbols(text)
     )
 
@@ -291,7 +370,9 @@ def _width(text: str, size: float, weight: str = "normal", style: str = "normal"
     return float(measured[0]) / 72
 
 
-def _broken(text: str, room: float, size: float, weight: str = "normal", style: str = "normal") -> Iterator[str]:
+def _broken(
+    text: str, room: float, size: float, weight: str = "normal", style: str = "normal"
+) -> Iterator[str]:
     """A text in lines that fit."""
     line = ""
     for word in text.split(" "):

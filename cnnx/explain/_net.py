@@ -70,7 +70,13 @@ def _other(layer: Any, x: Any, grad_out: Any) -> Explanation:
     back = (*panels("∂L/∂Z", upstream), *panels("∂L/∂Z^{l-1}", grad_x, sign="→"))
     steps = [
         Step("forward", f"{name} forward", text, panels=forward, main=True),
-        Step("backward", f"{name} backward", f"What comes back through {name}.", panels=back, main=True),
+        Step(
+            "backward",
+            f"{name} backward",
+            f"What comes back through {name}.",
+            panels=back,
+            main=True,
+        ),
     ]
     step, agrees = _check.compare_gradient(
         "Z^{l-1}", "∂L/∂Z^{l-1}", grad_x, grad_x, layer.forward, x, upstream
@@ -109,7 +115,14 @@ def explain_model(model: Any, x: Any, y: Any, loss: Any) -> Explanation:
         found |= {f"{prefix}{key}": g for key, g in story.backward.items() if key != "x"}
     checks, agrees = _checks(net, x, upstream, measure, found)
     agrees &= all(story.agrees for story in stories)
-    steps = [_overview(names, inputs), *forward, *loss_step, *backward, _chain(names, gradients, agrees), *checks]
+    steps = [
+        _overview(names, inputs),
+        *forward,
+        *loss_step,
+        *backward,
+        _chain(names, gradients, agrees),
+        *checks,
+    ]
     kinds = ", ".join(type(layer).__name__ for layer in layers)
     return Explanation(f"A net: {kinds}", tuple(steps), inputs[-1], MappingProxyType(found), agrees)
 
@@ -153,18 +166,32 @@ def _overview(names: list[str], inputs: list[Array]) -> Step:
     shown = [*panels("x", inputs[0])]
     for name, value in zip(names, inputs[1:], strict=True):
         shown += panels(f"after {name.partition(', ')[2]}", value, sign="→")
-    return Step("the net", "The way forward", text, "Z^{l} = layer_{l}(Z^{l-1})", (), tuple(shown), True)
+    return Step(
+        "the net", "The way forward", text, "Z^{l} = layer_{l}(Z^{l-1})", (), tuple(shown), True
+    )
 
 
 def _chain(names: list[str], gradients: list[Array], agrees: bool) -> Step:
     text = (
         "Each layer turned ∂L/∂(its output) into ∂L/∂(its input): the chain rule, one layer at a time. "
-        + ("It agrees with cnnx and the numerical gradient." if agrees else "Something does NOT agree.")
+        + (
+            "It agrees with cnnx and the numerical gradient."
+            if agrees
+            else "Something does NOT agree."
+        )
     )
     shown = [*panels("∂L/∂(output)", gradients[-1])]
     for name, value in zip(reversed(names), reversed(gradients[:-1]), strict=True):
         shown += panels(f"before {name.partition(', ')[2]}", value, sign="→")
-    return Step("the chain", "The way back", text, "∂L/∂Z^{l-1} = ∂L/∂Z^{l} · ∂Z^{l}/∂Z^{l-1}", (), tuple(shown), True)
+    return Step(
+        "the chain",
+        "The way back",
+        text,
+        "∂L/∂Z^{l-1} = ∂L/∂Z^{l} · ∂Z^{l}/∂Z^{l-1}",
+        (),
+        tuple(shown),
+        True,
+    )
 
 
 def _loss(pred: Array, y: Any, loss: Any) -> tuple[list[Step], Array, Callable[[Array], Any]]:
@@ -175,7 +202,9 @@ def _loss(pred: Array, y: Any, loss: Any) -> tuple[list[Step], Array, Callable[[
         return [], _arguments.upstream(None, pred.shape), lambda out: out
     target = np.asarray(y)
     if loss is None:
-        loss = SoftmaxCrossEntropy() if target.dtype.kind in "iu" and target.ndim == 1 else MSELoss()
+        loss = (
+            SoftmaxCrossEntropy() if target.dtype.kind in "iu" and target.ndim == 1 else MSELoss()
+        )
     value = loss.forward(pred, target)
     gradient = np.array(loss.backward())
     name = type(loss).__name__
@@ -202,7 +231,9 @@ def _cross_entropy(pred: Array, target: Array, text: str) -> tuple[Step, Array]:
     t = np.eye(classes)[target]
     marks = {index: group_of(index) for index in np.ndindex(p.shape)}
     chosen = {(n, int(k)) for n, k in enumerate(target)}
-    logs = total("L", (Term((-1 / count, math.log(p[index])), group_of(index)) for index in sorted(chosen)))
+    logs = total(
+        "L", (Term((-1 / count, math.log(p[index])), group_of(index)) for index in sorted(chosen))
+    )
     sums = [
         Sum(
             f"∂L/∂Z[{n}, {k}]",

@@ -31,7 +31,9 @@ def number(value: float | None) -> str:
 def term(one: Term) -> str:
     """The factors with a dot between; negative ones after the first in parentheses."""
     first, *others = map(number, one.factors)
-    return " · ".join([first, *(f"({other})" if other.startswith("-") else other for other in others)])
+    return " · ".join(
+        [first, *(f"({other})" if other.startswith("-") else other for other in others)]
+    )
 
 
 def pieces(line: Sum) -> Iterator[tuple[str, int]]:
@@ -48,7 +50,12 @@ def pieces(line: Sum) -> Iterator[tuple[str, int]]:
     if not line.terms:
         yield "0", 0
     yield after, 0
-    if adding and after == "" and len(line.terms) > 1 and any(len(t.factors) > 1 for t in line.terms):
+    if (
+        adding
+        and after == ""
+        and len(line.terms) > 1
+        and any(len(t.factors) > 1 for t in line.terms)
+    ):
         yield " = ", 0
         for place, one in enumerate(line.terms):
             text = number(one.value)

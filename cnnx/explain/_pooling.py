@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cnnx import functional as F
 from cnnx import _shapes
+from cnnx import functional as F
 from cnnx.explain import _arguments, _check
 from cnnx.explain._steps import (
     Array,
@@ -93,7 +93,17 @@ class _Story:
             *panels(X, self.padded, marks, faint=self.faint),
             *panels(Z, self.out, outs, sign="→"),
         )
-        return (Step("the windows", "The image and its windows", text, self.windows.size_formula, (), shown, True),)
+        return (
+            Step(
+                "the windows",
+                "The image and its windows",
+                text,
+                self.windows.size_formula,
+                (),
+                shown,
+                True,
+            ),
+        )
 
     def forward(self) -> list[Step]:
         steps = []
@@ -134,11 +144,19 @@ class _Story:
         self.shares[index] = share
         self.out[index] = result.value
         shown = (
-            *panels(X, self.padded, {(*sheet, *cell): group for _, cell in taps}, {(*sheet, *c) for c in strong}, self.faint),
+            *panels(
+                X,
+                self.padded,
+                {(*sheet, *cell): group for _, cell in taps},
+                {(*sheet, *c) for c in strong},
+                self.faint,
+            ),
             self._share(index, "→" if self.kind == "max" else "⊙"),
             *panels(Z, self.out, {index: group}, {index}, sign="→"),
         )
-        return Step("forward", f"Window {place} gives {name}", text, formula, (result,), shown, main)
+        return Step(
+            "forward", f"Window {place} gives {name}", text, formula, (result,), shown, main
+        )
 
     def _share(self, index: tuple[int, ...], sign: str = "") -> Panel:
         share, group = self.shares[index], group_of(index)
@@ -186,10 +204,14 @@ class _Story:
             text += ". Each of these windows holds 1/area of it."
         if inside.max() > 1:
             text += " Windows overlap: what comes from several is added up."
-        formula = f"{DX}[r, c] = Σ over the windows that contain it of {self.letter}[u, v] · {DZ}[i, j]"
+        formula = (
+            f"{DX}[r, c] = Σ over the windows that contain it of {self.letter}[u, v] · {DZ}[i, j]"
+        )
         outs = {index: group_of(index) for index in np.ndindex(self.out.shape)}
         shown += panels(DZ, self.upstream, outs, sign="and")
-        return Step("backward", "Where is each pixel contained?", text, formula, (), tuple(shown), True)
+        return Step(
+            "backward", "Where is each pixel contained?", text, formula, (), tuple(shown), True
+        )
 
     def _spread(self, index: tuple[int, ...], main: bool) -> Step:
         sheet, place, group = index[:2], index[2:], group_of(index)
@@ -201,7 +223,10 @@ class _Story:
                 continue
             overlapped |= before != 0
             terms = (Term((before,)),) if before else ()
-            new = total(at(DX, (*sheet, *self._outside(cell)), self.x.shape), (*terms, Term((share, upstream), group)))
+            new = total(
+                at(DX, (*sheet, *self._outside(cell)), self.x.shape),
+                (*terms, Term((share, upstream), group)),
+            )
             self.gradient[(*sheet, *cell)] = new.value
             sums.append(new)
         name = at(DZ, index, self.out.shape)
@@ -213,11 +238,22 @@ class _Story:
         if overlapped:
             text += " There was something already: add to it (+=), never assign (=)."
         marks = {(*sheet, *cell): group for _, cell in self.windows.taps((place[0], place[1]))}
-        strong = {(*sheet, *c) for t, c in self.windows.taps((place[0], place[1])) if self.shares[index][t]}
+        strong = {
+            (*sheet, *c)
+            for t, c in self.windows.taps((place[0], place[1]))
+            if self.shares[index][t]
+        }
         shown = (
             *panels(DZ, self.upstream, {index: group}, {index}),
             self._share(index, "·"),
-            *panels(f"{DX} so far", self.gradient, marks, strong if self.kind == "max" else (), self.faint, "→"),
+            *panels(
+                f"{DX} so far",
+                self.gradient,
+                marks,
+                strong if self.kind == "max" else (),
+                self.faint,
+                "→",
+            ),
         )
         formula = f"{DX}[window] += {self.letter} · {name}"
         return Step("backward", f"{name} goes back", text, formula, tuple(sums), shown, main)
@@ -259,13 +295,27 @@ class _Story:
                     *panels(DZ, self.upstream, marks),
                     *panels(DX, cropped, strong=focus, sign="→"),
                 )
-                where = at(X, (*sheet, row), self.x.shape) if self.x.shape[:2] != (1, 1) else f"row {row}"
+                where = (
+                    at(X, (*sheet, row), self.x.shape)
+                    if self.x.shape[:2] != (1, 1)
+                    else f"row {row}"
+                )
                 text = (
                     "The same numbers, seen from the pixels: one term for each window that contains "
                     f"the pixel, {self.letter} times that window's {DZ}."
                 )
                 formula = f"{DX}[r, c] = Σ {self.letter}[u, v] · {DZ}[i, j]"
-                steps.append(Step("pixel by pixel", f"The sums of {where}", text, formula, tuple(sums), shown, row == 1))
+                steps.append(
+                    Step(
+                        "pixel by pixel",
+                        f"The sums of {where}",
+                        text,
+                        formula,
+                        tuple(sums),
+                        shown,
+                        row == 1,
+                    )
+                )
         return steps
 
     def checks(self, size: Any, step: Any, pads: Any) -> tuple[list[Step], bool]:
@@ -290,14 +340,26 @@ class _Story:
             else "Forward: 1/area of each pixel. Backward: 1/area of each gradient to each pixel of "
             "its window, and gradients that meet are added."
         )
-        text += " The sums agree with cnnx and with the numerical gradient." if agrees else " Something does NOT agree."
+        text += (
+            " The sums agree with cnnx and with the numerical gradient."
+            if agrees
+            else " Something does NOT agree."
+        )
         shown = (
             *panels(X, self.x),
             *panels(Z, self.out, sign="→"),
             *panels(DZ, self.upstream, sign="and back"),
             *panels(DX, self.windows.crop(self.gradient), sign="→"),
         )
-        return Step("summary", "In short", text, f"{DX}[window] += {self.letter} · {DZ}[i, j]", (), shown, True)
+        return Step(
+            "summary",
+            "In short",
+            text,
+            f"{DX}[window] += {self.letter} · {DZ}[i, j]",
+            (),
+            shown,
+            True,
+        )
 
 
 def _figure(value: float) -> str:

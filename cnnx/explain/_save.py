@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 SUFFIXES = (".html", ".png", ".svg", ".pdf", ".txt")
 
 
-def require_suffix(path: str | os.PathLike[str]) -> str:
+def require_suffix(path: str | os.PathLike[str], name: str = "path") -> str:
     """Return the suffix in lower case, if it is one that can be written."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"path is {os.fspath(path)!r}, expected a name in {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"{name} is {os.fspath(path)!r}, expected a name that ends in {', '.join(SUFFIXES)}"
+        )
     return suffix
 
 

@@ -141,7 +141,11 @@ def _panel(panel: Panel, signed: bool) -> list[Line]:
     for r, row in enumerate(texts):
         line: Line = [(f"{sign}  " if sign and r == (rows - 1) // 2 else indent, "bold")]
         for c, text in enumerate(row):
-            group, strong, faint = groups.get((r, c), 0), (r, c) in panel.strong, (r, c) in panel.faint
+            group, strong, faint = (
+                groups.get((r, c), 0),
+                (r, c) in panel.strong,
+                (r, c) in panel.faint,
+            )
             left, right = ("[", "]") if group else ("(", ")") if faint else (" ", " ")
             text = f"*{text}" if strong else text
             style = str(group) if group else "bold" if strong else "dim" if faint else ""

@@ -100,7 +100,15 @@ class WeightedSum:
                 *panels(Z, self.z, {out: group}, {out}, sign="→"),
             )
             steps.append(
-                Step("forward", name, text, self.formulas.forward, (line,), shown, len(steps) in (0, 1))
+                Step(
+                    "forward",
+                    name,
+                    text,
+                    self.formulas.forward,
+                    (line,),
+                    shown,
+                    len(steps) in (0, 1),
+                )
             )
         self.out, more = _activation.forward(self.activation, self.z)
         return [*steps, *more]
@@ -141,7 +149,11 @@ class WeightedSum:
             name = f"{DB}[{f}]"
             line = total(name, (Term((float(self.dz[out]),), marks[out]) for out in outs))
             self.grad_bias[f] = line.value
-            images = ", over all pixels and all images of the batch" if len(self.out_shape) == 4 else ", over the batch"
+            images = (
+                ", over all pixels and all images of the batch"
+                if len(self.out_shape) == 4
+                else ", over the batch"
+            )
             text = (
                 f"b[{f}] was added to {_count(len(outs), 'output')}, so its derivative is the sum of "
                 f"their gradients{images}."
@@ -170,7 +182,13 @@ class WeightedSum:
         return [*steps, *self._cropping()]
 
     def _source(
-        self, source: Index, name: str, links: list[Link], marks: dict[Index, int], line: Sum, main: bool
+        self,
+        source: Index,
+        name: str,
+        links: list[Link],
+        marks: dict[Index, int],
+        line: Sum,
+        main: bool,
     ) -> Step:
         if links:
             text = (
@@ -225,7 +243,9 @@ class WeightedSum:
         ):
             if ours is None or kernel is None or where is None:
                 continue  # there is no bias
-            step, right = _check.compare_gradient(name, symbol, ours, kernel, f, where, self.upstream)
+            step, right = _check.compare_gradient(
+                name, symbol, ours, kernel, f, where, self.upstream
+            )
             steps.append(step)
             agrees &= right
         return steps, agrees
@@ -242,7 +262,11 @@ class WeightedSum:
             "Forward: multiply and add. Backward: every product gives its gradient to both of its "
             "factors, times the other one; what meets is added."
         )
-        text += " The sums agree with cnnx and with the numerical gradient." if agrees else " Something does NOT agree."
+        text += (
+            " The sums agree with cnnx and with the numerical gradient."
+            if agrees
+            else " Something does NOT agree."
+        )
         bias = () if self.grad_bias is None else panels(DB, self.grad_bias)
         shown = (
             *panels(Z if self.activation is None else "A", self.out),
@@ -282,4 +306,3 @@ class WeightedSum:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-

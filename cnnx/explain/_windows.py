@@ -10,7 +10,6 @@ from cnnx._shapes import Geometry, Pair
 from cnnx.explain._arguments import require_few
 from cnnx.explain._steps import Array, Cell
 
-
 _SIDE = 20  # rows or columns of a picture
 
 
