@@ -1,4 +1,4 @@
-"""``cnnx explain``: a worked example of a layer's forward and backward, in the terminal or as files."""
+"""``cnnx explain``: a worked example of a layer, forward and backward, step by step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 _WINDOWS = {"max-pool", "avg-pool", "conv", "net"}  # what has windows
 _ACTIVATED = {"conv", "dense", "net"}  # what may have an activation behind it
-_SUBJECTS = ("max-pool", "avg-pool", "conv", "dense", "relu", "sigmoid", "tanh", "net")
+_ACTIVATIONS = ("relu", "sigmoid", "tanh")
+_SUBJECTS = ("max-pool", "avg-pool", "conv", "dense", *_ACTIVATIONS, "net")
 _SIZES = {"dense": 3, "relu": 3, "sigmoid": 3, "tanh": 3, "net": 5}
+_LARGEST = 12  # rows; more are no longer an example
 _PICTURES = {".png", ".svg"}
 
 # The homework's example, and its gradient.
@@ -32,43 +34,25 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "explain",
         help="show step by step what a layer computes, forward and backward",
-        description="Show what a layer computes, forward and backward, on a small example with real "
-        "numbers, and compare with cnnx's kernels and the numerical gradient. The terminal and "
-        "pictures get the main steps, pages and text files every step. Your own numbers: "
-        "cnnx.explain in Python.",
+        description="Show what a layer computes, forward and backward, on a small example with "
+        "real numbers, and compare with cnnx's kernels and the numerical gradient. The terminal "
+        "and pictures get the main steps, pages and text files every step. For your own numbers "
+        "there is cnnx.explain in Python.",
         epilog="examples: cnnx explain; cnnx explain conv --padding 1 --activation relu; "
         "cnnx explain max-pool --pool-size 3 --stride 1 --save steps.html --save steps.png",
     )
     option = parser.add_argument
-    option("what", nargs="?", choices=_SUBJECTS, default="max-pool", metavar="WHAT",
-           help=f"one of {', '.join(_SUBJECTS)}; default: max-pool")  # fmt: skip
-    option(
-        "--size",
-        type=_positive,
-        metavar="N",
-        help="rows and columns of the image; for dense, inputs",
-    )
-    option(
-        "--pool-size",
-        "--kernel-size",
-        dest="window",
-        type=_positive,
-        metavar="N",
-        help="of the window; default: 2",
-    )
-    option("--stride", type=_positive, metavar="N", help="default: the window for pooling, else 1")
+    what = f"one of {', '.join(_SUBJECTS)}; default: max-pool"
+    option("what", nargs="?", choices=_SUBJECTS, default="max-pool", metavar="WHAT", help=what)
+    option("--size", type=_size, metavar="N", help="rows and columns; of dense, the inputs")
+    window = "--pool-size", "--kernel-size"
+    option(*window, dest="window", type=_size, metavar="N", help="of the window; default: 2")
+    option("--stride", type=_size, metavar="N", help="default: the window for pooling, else 1")
     option("--padding", type=_natural, metavar="N", help="default: 0")
-    option(
-        "--activation", choices=("relu", "sigmoid", "tanh"), help="behind conv, dense or net's conv"
-    )
-    option(
-        "--seed",
-        type=_natural,
-        metavar="N",
-        help="of the numbers; default: 0, or the lecture's 4x4 image",
-    )
-    option("--save", action="append", default=[], type=Path, metavar="FILE",
-           help="write .html, .png, .svg, .pdf or .txt instead of printing; may be repeated")  # fmt: skip
+    option("--activation", choices=_ACTIVATIONS, help="of conv, dense, or the net's convolution")
+    option("--seed", type=_natural, metavar="N", help="of the numbers; without it, a known image")
+    saved = "write .html, .png, .svg, .pdf or .txt instead of printing; may be repeated"
+    option("--save", action="append", default=[], type=Path, metavar="FILE", help=saved)
     option("--all", action="store_true", help="every step, in the terminal and in pictures too")
     parser.set_defaults(run=run)
 
@@ -119,7 +103,7 @@ def _explained(arguments: argparse.Namespace) -> Explanation:
     size = arguments.size or _SIZES.get(what, 4)
     window, padding = arguments.window or 2, arguments.padding or 0
     rng = np.random.default_rng(arguments.seed or 0)
-    if what in ("relu", "sigmoid", "tanh"):
+    if what in _ACTIVATIONS:
         return explain.activation(what, rng.integers(-3, 4, (size, size)))
     if what == "dense":
         x, weight = rng.integers(-3, 4, (2, size)), rng.integers(-2, 3, (size, 2))
@@ -144,7 +128,7 @@ def _net(
     """Convolution, max pooling, Dense, and the loss of one image."""
     import cnnx
 
-    activation = arguments.activation or "relu"
+    activation: Any = arguments.activation or "relu"
     options = (arguments.stride or 1, arguments.padding or 0)
     conv = cnnx.Conv2D(1, 1, window, *options, activation=activation, rng=rng)
     features = cnnx.Sequential(conv, cnnx.MaxPool2D(2), cnnx.Flatten())
@@ -171,10 +155,10 @@ def _refuse(arguments: argparse.Namespace) -> None:
             )
 
 
-def _positive(text: str) -> int:
+def _size(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    if not 1 <= number <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not within 1 to {_LARGEST}")
     return number
 
 

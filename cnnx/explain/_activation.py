@@ -1,4 +1,4 @@
-"""Activations, element by element: A = g(Z), and the derivative taken at Z, before the activation."""
+"""Activations, element by element: A = g(Z), and the derivative taken at Z, not at A."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMULAS = {
     "tanh": ("A = tanh(Z)", "tanh'(Z) = 1 - A · A"),
 }
 _WARNINGS = {
-    "relu": "Ask for the sign of Z, not of the gradient. At Z = 0 there is a kink; 0 is the custom.",
+    "relu": "Ask for the sign of Z, not of the gradient. At Z = 0, a kink, 0 is the custom.",
     "sigmoid": "A is the output: σ'(Z) is not σ(A)·(1 - σ(A)), which squashes twice.",
     "tanh": "A is the output: the derivative at Z is 1 - A·A, and not 1 - tanh(A)·tanh(A).",
 }
@@ -114,8 +114,8 @@ def explain(name: Any, x: Any, grad_out: Any) -> Explanation:
     second, also = _check.compare_gradient("Z", "∂L/∂Z", dz, kernel, run, z, upstream)
     agrees = right and also
     text = (
-        f"{name.capitalize()} changes each element alone, so its gradient is a product of two numbers, "
-        f"and the slope is taken at Z. {'All of it agrees.' if agrees else 'Something does NOT agree.'}"
+        f"{name.capitalize()} changes each element alone, so its gradient is a product of two "
+        f"numbers, and the slope is taken at Z. {_check.verdict(agrees)}"
     )
     shown = (
         *panels("Z", z),

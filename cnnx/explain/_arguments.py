@@ -1,4 +1,4 @@
-"""What can be explained: a few finite numbers. Everything else is refused, with what to do instead."""
+"""What can be explained: a few finite numbers. The rest is refused, with what to do instead."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def compare_forward(name: str, ours: Array, kernel: Array) -> tuple[Step, bool]:
     return Step(
         "check",
         f"{name} beside cnnx",
-        f"The fast kernels must give the same numbers as the sums. {_verdict(ours, kernel, agrees)}",
+        f"The kernels must give the same numbers as the sums. {_verdict(ours, kernel, agrees)}",
         panels=shown,
     ), agrees
 
@@ -53,7 +53,7 @@ def compare_gradient(
     if kinks.any():
         where = ", ".join(str(tuple(map(int, index))) for index in np.argwhere(kinks))
         text += (
-            f" At {where} the function has a kink (a tie, or a ReLU at 0): it has two slopes there, "
+            f" At {where} the function has a kink (a tie, or a ReLU at 0): two slopes meet there, "
             "and central differences take their mean. That says nothing against the sum."
         )
     marks = {tuple(map(int, index)): 6 for index in np.argwhere(kinks)}
@@ -67,6 +67,13 @@ def compare_gradient(
     return Step(
         "check", f"{symbol} beside the numerical gradient", text, formula, (), shown, True
     ), agrees
+
+
+def verdict(agrees: bool) -> str:
+    """The last word of a summary."""
+    if agrees:
+        return "The sums agree with cnnx and with the numerical gradient."
+    return "Something does NOT agree: see the checks."
 
 
 def _kinks(f: Callable[[Array], Array], x: Array, g: Array, doubtful: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Steps as one HTML page with a slider: it needs no network, and without a script shows all steps."""
+"""Steps as one HTML page with a slider: no network is needed, and no script to see all steps."""
 
 from __future__ import annotations
 

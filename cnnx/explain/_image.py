@@ -96,7 +96,7 @@ class _Card:
         self.step, self.label = step, label
         self.title = list(_broken(step.title, room, _SIZES["title"], "bold"))
         self.text = list(_broken(step.text, room, _SIZES["text"]))
-        self.formula = list(_broken(step.formula, room, _SIZES["formula"], style="italic"))
+        self.formula = list(_broken(step.formula, room, _SIZES["formula"]))
         self.sums = [_chips(line) for line in step.sums]
         widest = max((sum(chip.width for chip in line) for line in self.sums), default=1.0)
         self.columns = max(1, int(room // (widest + 0.3))) if len(self.sums) > 4 else 1
@@ -256,7 +256,8 @@ def _chips(line: Sum) -> list[_Chip]:
 
 def _rows_of(chips: list[_Chip], room: float) -> Iterator[list[_Chip]]:
     """A sum in lines that fit, broken between its pieces."""
-    row, used = [], 0.0
+    row: list[_Chip] = []
+    used = 0.0
     for chip in chips:
         if row and used + chip.width > room:
             yield row
@@ -311,7 +312,7 @@ class _Pen:
                 fontweight=weight,
                 fontstyle=style,
                 ha=align,
-                va="center_baseline" if align == "center" else "center_baseline",
+                va="center_baseline",
             )
 
     def box(
@@ -357,27 +358,25 @@ def _mathtext(text: str) -> str:
     )
 
 
-def _width(text: str, size: float, weight: str = "normal", style: str = "normal") -> float:
+def _width(text: str, size: float, weight: str = "normal") -> float:
     """The width of a line in inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
     if not text:
         return 0.0
-    font = FontProperties(family="DejaVu Sans", size=size, weight=weight, style=style)
+    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
     shown = _mathtext(text)
     measured: Any = text_to_path.get_text_width_height_descent(shown, font, "$" in shown)
     return float(measured[0]) / 72
 
 
-def _broken(
-    text: str, room: float, size: float, weight: str = "normal", style: str = "normal"
-) -> Iterator[str]:
+def _broken(text: str, room: float, size: float, weight: str = "normal") -> Iterator[str]:
     """A text in lines that fit."""
     line = ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word
-        if line and _width(longer, size, weight, style) > room:
+        if line and _width(longer, size, weight) > room:
             yield line
             longer = word
         line = longer

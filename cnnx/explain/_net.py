@@ -1,8 +1,8 @@
 """A layer object, and a whole net: each layer's story in turn, tied together by the chain rule.
 
 What one layer's sums give is what the next one takes, forward and backward, so that the chain holds
-from the loss to the first weight. Layers without a story of their own are told by their input, output
-and gradients.
+from the loss to the first weight. Layers without a story of their own are told by their input,
+output and gradients.
 """
 
 from __future__ import annotations
@@ -153,15 +153,21 @@ def _borrowed(layer: Any) -> Any:
 
 
 def _chapter(name: str, steps: list[Step]) -> list[Step]:
-    """A layer's steps under its name; of those alike only the first few main ones stay main."""
-    return [replace(step, part=f"{name}: {step.part}") for step in steps]
+    """A layer's steps under its name, with one main step a part: a net has many."""
+    seen: set[str] = set()
+    chapter = []
+    for step in steps:
+        main = step.main and step.part not in seen
+        seen.add(step.part)
+        chapter.append(replace(step, part=f"{name}: {step.part}", main=main))
+    return chapter
 
 
 def _overview(names: list[str], inputs: list[Array]) -> Step:
     shapes = " → ".join(str(value.shape) for value in inputs)
     text = (
-        f"The output of each layer is the input of the next: {shapes}. Then the loss makes one number "
-        "of the last output, and its gradient goes the same way back."
+        f"The output of each layer is the input of the next: {shapes}. Then the loss makes one "
+        "number of the last output, and its gradient goes the same way back."
     )
     shown = [*panels("x", inputs[0])]
     for name, value in zip(names, inputs[1:], strict=True):
@@ -173,12 +179,8 @@ def _overview(names: list[str], inputs: list[Array]) -> Step:
 
 def _chain(names: list[str], gradients: list[Array], agrees: bool) -> Step:
     text = (
-        "Each layer turned ∂L/∂(its output) into ∂L/∂(its input): the chain rule, one layer at a time. "
-        + (
-            "It agrees with cnnx and the numerical gradient."
-            if agrees
-            else "Something does NOT agree."
-        )
+        "Each layer turned ∂L/∂(its output) into ∂L/∂(its input): the chain rule, a layer at a "
+        f"time. {_check.verdict(agrees)}"
     )
     shown = [*panels("∂L/∂(output)", gradients[-1])]
     for name, value in zip(reversed(names), reversed(gradients[:-1]), strict=True):

@@ -1,7 +1,7 @@
 """Max and average pooling: each window has a small matrix that says what it takes of its pixels.
 
-For the maximum that is the mask, 1 at the first of the largest and 0 elsewhere; for the average 1/area
-everywhere. Forward multiplies by it, backward too, so that both poolings are told by one story.
+For the maximum that is the mask, 1 at the first of the largest and 0 elsewhere; for the average it
+is 1/area everywhere. Backward multiplies by it, so that both poolings are told by one story.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def explain(
     story = _Story(kind, images, windows, upstream)
     steps = (*story.introduction(), *story.forward(), *story.backward())
     checks, agrees = story.checks(size, step, pads)
-    restore = (lambda a: a[0, 0]) if given.ndim == 2 else (lambda a: a)
+    gradient = windows.crop(story.gradient).reshape(given.shape)
     name = "Max" if kind == "max" else "Average"
     return Explanation(
         f"{name} pooling, window {size[0]}x{size[1]}, {windows.described}",
         (*steps, *checks, story.summary(agrees)),
-        restore(story.out),
-        MappingProxyType({"x": restore(windows.crop(story.gradient))}),
+        story.out[0, 0] if given.ndim == 2 else story.out,
+        MappingProxyType({"x": gradient}),
         agrees,
     )
 
@@ -106,7 +106,7 @@ class _Story:
         )
 
     def forward(self) -> list[Step]:
-        steps = []
+        steps: list[Step] = []
         for sheet in np.ndindex(self.x.shape[:2]):
             for place in self.windows.places:
                 steps.append(self._window(sheet, place, self.few or not steps))
@@ -127,8 +127,8 @@ class _Story:
             result = Sum(name, terms, values[best], "max({})", ", ")
             row, column = self._outside(taps[best][1])
             text = (
-                f"The largest of the window is {_figure(values[best])}, at row {row}, column {column}. "
-                "The mask M remembers where: 1 there, 0 elsewhere."
+                f"The largest of the window is {_figure(values[best])}, at row {row}, column "
+                f"{column}. The mask M remembers where: 1 there, 0 elsewhere."
             )
             if values.count(values[best]) > 1:
                 text += " It stands there more than once: the first one, row by row, wins."
@@ -194,8 +194,8 @@ class _Story:
         shown = [panel("windows over each pixel", inside)]
         if self.kind == "max":
             text += (
-                ", and how many of them chose it. A pixel that no window chose could change a little "
-                "and no output would: its derivative is 0."
+                ", and how many of them chose it. A pixel that no window chose could change a "
+                "little and no output would: its derivative is 0."
             )
             taken = self.windows.crop(chosen)
             marks = {tuple(map(int, i)): 1 for i in np.argwhere(taken)}
@@ -233,7 +233,7 @@ class _Story:
         text = (
             f"{name} = {_figure(upstream)} goes to the pixel that was the maximum, by the mask."
             if self.kind == "max"
-            else f"{name} = {_figure(upstream)} is shared out: every pixel of the window gets 1/area of it."
+            else f"{name} = {_figure(upstream)} is shared out: 1/area to each pixel of the window."
         )
         if overlapped:
             text += " There was something already: add to it (+=), never assign (=)."
@@ -273,7 +273,7 @@ class _Story:
 
     def _rows(self) -> list[Step]:
         """Seen from the pixels: each row's sums over the windows, to hold against the loop's."""
-        steps = []
+        steps: list[Step] = []
         cropped = self.windows.crop(self.gradient)
         containing: dict[Cell, list[tuple[Cell, Cell]]] = {}
         for place in self.windows.places:
@@ -301,8 +301,8 @@ class _Story:
                     else f"row {row}"
                 )
                 text = (
-                    "The same numbers, seen from the pixels: one term for each window that contains "
-                    f"the pixel, {self.letter} times that window's {DZ}."
+                    "The same numbers, seen from the pixels: one term for each window that "
+                    f"contains the pixel, {self.letter} times that window's {DZ}."
                 )
                 formula = f"{DX}[r, c] = Σ {self.letter}[u, v] · {DZ}[i, j]"
                 steps.append(
@@ -334,17 +334,13 @@ class _Story:
 
     def summary(self, agrees: bool) -> Step:
         text = (
-            "Forward: keep the maximum and remember where it stood. Backward: each gradient returns "
-            "to that place, and gradients that meet are added."
+            "Forward: keep the maximum and remember where it stood. Backward: each gradient "
+            "returns to that place, and gradients that meet are added."
             if self.kind == "max"
-            else "Forward: 1/area of each pixel. Backward: 1/area of each gradient to each pixel of "
-            "its window, and gradients that meet are added."
+            else "Forward: 1/area of each pixel. Backward: 1/area of each gradient to each pixel "
+            "of its window, and gradients that meet are added."
         )
-        text += (
-            " The sums agree with cnnx and with the numerical gradient."
-            if agrees
-            else " Something does NOT agree."
-        )
+        text += f" {_check.verdict(agrees)}"
         shown = (
             *panels(X, self.x),
             *panels(Z, self.out, sign="→"),

@@ -272,7 +272,7 @@ def panels(
         strong = {(0, *index) for index in strong}
     sheets = list(np.ndindex(array.shape[:-2]))
     focus = [s for s in sheets if any(index[:-2] == s for index in (*marks, *strong))]
-    result = []
+    result: list[Panel] = []
     for sheet in focus or sheets:
         label = f"{name}[{', '.join(map(str, sheet))}]" if len(sheets) > 1 else name
         own = {(i[-2], i[-1]): group for i, group in marks.items() if i[:-2] == sheet}

@@ -83,7 +83,7 @@ class WeightedSum:
 
     def forward(self) -> list[Step]:
         """One step for each output."""
-        steps = []
+        steps: list[Step] = []
         for out, links in self.by_out.items():
             group, name = group_of(out), at(Z, out, self.out_shape)
             terms = [Term((self._x(link), self._w(link)), group) for link in links]
@@ -92,7 +92,7 @@ class WeightedSum:
             line = total(name, terms)
             self.z[out] = line.value
             plus = "" if self.bias is None else " Last comes the bias."
-            text = f"Lay the weights over the inputs, multiply what lies on top of each other, add up.{plus}"
+            text = f"Multiply each input by the weight that lies over it, and add up.{plus}"
             shown = (
                 *panels(X, self.x, {link.source: group for link in links}, (), self.faint),
                 *panels("W", self.weight, {link.weight: group for link in links}, sign="⊙"),
@@ -119,7 +119,7 @@ class WeightedSum:
         return [*steps, *self._weights(), *self._biases(), *self._sources()]
 
     def _weights(self) -> list[Step]:
-        steps = []
+        steps: list[Step] = []
         for weight, links in self.by_weight.items():
             name, symbol = at(DW, weight, self.weight.shape), at("W", weight, self.weight.shape)
             marks = {link.out: group_of(link.out) for link in links}
@@ -127,8 +127,8 @@ class WeightedSum:
             self.grad_weight[weight] = line.value
             text = (
                 "To find the derivative with respect to something, find where its information is "
-                f"contained. {symbol} took part in {_count(len(links), 'output')}, each time times the "
-                "input of the same colour."
+                f"contained. {symbol} took part in {_count(len(links), 'output')}, each time times "
+                "the input of the same colour."
             )
             touched = {link.source: marks[link.out] for link in links}
             shown = (
@@ -142,7 +142,7 @@ class WeightedSum:
     def _biases(self) -> list[Step]:
         if self.bias is None or self.grad_bias is None:
             return []
-        steps = []
+        steps: list[Step] = []
         for f in range(len(self.bias)):
             outs = [out for out in self.by_out if out[1] == f]
             marks = {out: group_of(out) for out in outs}
@@ -155,8 +155,8 @@ class WeightedSum:
                 else ", over the batch"
             )
             text = (
-                f"b[{f}] was added to {_count(len(outs), 'output')}, so its derivative is the sum of "
-                f"their gradients{images}."
+                f"b[{f}] was added to {_count(len(outs), 'output')}, so its derivative is the sum "
+                f"of their gradients{images}."
             )
             shown = (
                 *panels(DZ, self.dz, marks),
@@ -192,8 +192,8 @@ class WeightedSum:
     ) -> Step:
         if links:
             text = (
-                f"This input is contained in {_count(len(links), 'output')}. Each gives its gradient "
-                "times the weight that lay over the input there."
+                f"This input is contained in {_count(len(links), 'output')}. Each gives its "
+                "gradient times the weight that lay over the input there."
             )
         else:
             text = "No window touched this input: nothing depends on it, and its derivative is 0."
@@ -262,11 +262,7 @@ class WeightedSum:
             "Forward: multiply and add. Backward: every product gives its gradient to both of its "
             "factors, times the other one; what meets is added."
         )
-        text += (
-            " The sums agree with cnnx and with the numerical gradient."
-            if agrees
-            else " Something does NOT agree."
-        )
+        text += f" {_check.verdict(agrees)}"
         bias = () if self.grad_bias is None else panels(DB, self.grad_bias)
         shown = (
             *panels(Z if self.activation is None else "A", self.out),

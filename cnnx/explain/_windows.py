@@ -40,7 +40,7 @@ class Windows:
     @property
     def places(self) -> list[Cell]:
         """The positions of the windows, row by row."""
-        return list(np.ndindex(self.geometry.out_shape[2:]))  # type: ignore[arg-type]
+        return list(np.ndindex(self.geometry.out_shape[2:]))
 
     def taps(self, place: Cell) -> list[tuple[Cell, Cell]]:
         """Each tap of a window: its place in the window, and in the padded image."""
