@@ -52,7 +52,8 @@ def html_table(
         body.append(f"<tr>{cells}</tr>")
     below = "".join(f"<p>{escape(note)}</p>" for note in notes)
     caption = f'<caption style="text-align:left;font-weight:bold">{escape(title)}</caption>'
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{below}"
+    inside = f"{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f"<table>{inside}</table>{below}"
 
 
 def layer_table(layer: Any) -> str:

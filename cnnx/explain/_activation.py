@@ -120,7 +120,7 @@ def explain(name: Any, x: Any, grad_out: Any) -> Explanation:
     shown = (
         *panels("Z", z),
         *panels("A", a, sign="→"),
-        *panels("∂L/∂A", upstream, sign="and back"),
+        *panels("∂L/∂A", upstream, sign="↩"),
         *panels("∂L/∂Z", dz, sign="→"),
     )
     summary = Step("summary", "In short", text, _FORMULAS[name][1], (), shown, True)

@@ -85,7 +85,7 @@ def _introduction(story: WeightedSum, windows: Windows) -> Step:
     size = " x ".join(map(str, windows.kernel))
     text = f"The {size} weights move over the image, {windows.described}."
     if windows.padded:
-        text += " The padding (in parentheses) is zeros."
+        text += " The padding around it is zeros."
     text += (
         " Every output is one window of the image times the same weights: that is weight sharing."
     )

@@ -37,9 +37,11 @@ def frame(explanation: Explanation) -> str:
 
 
 def _step(step: Step) -> str:
+    chapter, colon, rest = step.part.partition(": ")
+    rest = colon + rest
     parts = [
-        f'<section class="step" data-part="{escape(step.part)}">',
-        f'<p class="part">{_symbols(step.part)}</p>',
+        f'<section class="step" data-chapter="{escape(chapter)}">',
+        f'<p class="part"><span class="chapter">{_symbols(chapter)}</span>{_symbols(rest)}</p>',
         f"<h2>{_symbols(step.title)}</h2>",
         f'<p class="text">{_symbols(step.text)}</p>',
     ]
@@ -71,7 +73,11 @@ def _panel(panel: Panel) -> str:
             _cell(value, panel, (r, c), groups.get((r, c), 0)) for c, value in enumerate(row)
         )
         rows.append(f"<tr>{cells}</tr>")
-    table = f"<table><caption>{_symbols(panel.name)}</caption>{''.join(rows)}</table>"
+    widest = max(len(number(value)) for row in panel.values for value in row)
+    table = (
+        f'<table style="--w:{0.6 * widest:.1f}">'
+        f"<caption>{_symbols(panel.name)}</caption>{''.join(rows)}</table>"
+    )
     return f'<div class="panel">{sign}<div class="scroll">{table}</div></div>'
 
 

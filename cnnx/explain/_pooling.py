@@ -15,6 +15,7 @@ import numpy as np
 from cnnx import _shapes
 from cnnx import functional as F
 from cnnx.explain import _arguments, _check
+from cnnx.explain._notation import number
 from cnnx.explain._steps import (
     Array,
     Cell,
@@ -50,7 +51,7 @@ def explain(
     windows = Windows(geometry, images.shape, size)
     upstream = _arguments.upstream(grad_out, geometry.out_shape)
     story = _Story(kind, images, windows, upstream)
-    steps = (*story.introduction(), *story.forward(), *story.backward())
+    steps = (story.introduction(), *story.forward(), *story.backward())
     checks, agrees = story.checks(size, step, pads)
     gradient = windows.crop(story.gradient).reshape(given.shape)
     name = "Max" if kind == "max" else "Average"
@@ -74,36 +75,32 @@ class _Story:
         self.gradient = np.zeros(self.padded.shape)
         self.shares: dict[tuple[int, ...], Array] = {}  # of each window: mask, or 1/area
         self.letter = "M" if kind == "max" else "1/area"
+        self.met = False  # whether gradients have met in a pixel
         self.few = len(windows.places) * x.shape[0] * x.shape[1] <= _FEW
 
-    def introduction(self) -> tuple[Step, ...]:
+    def introduction(self) -> Step:
         size = " x ".join(map(str, self.windows.kernel))
         around = "minus infinity" if self.kind == "max" else "zeros"
         text = f"A window of {size} moves over the image, {self.windows.described}."
         if self.windows.padded:
-            text += f" The padding (in parentheses) is {around}."
+            text += f" The padding around it is {around}."
         does = "its largest number" if self.kind == "max" else "the mean of its numbers"
         text += f" Of each window we keep {does}."
-        colours = {}
-        for place in reversed(self.windows.places):
-            colours.update({cell: group_of(place) for _, cell in self.windows.taps(place)})
-        marks = {(*s, *c): g for s in np.ndindex(self.x.shape[:2]) for c, g in colours.items()}
-        outs = {index: group_of(index) for index in np.ndindex(self.out.shape)}
+        places = self.windows.places[:1] if self.windows.overlap else self.windows.places
+        sheets = list(np.ndindex(self.x.shape[:2]))
+        marks = {
+            (*sheet, *cell): group_of(place)
+            for sheet in sheets
+            for place in places
+            for _, cell in self.windows.taps(place)
+        }
+        outs = {(*sheet, *place): group_of(place) for sheet in sheets for place in places}
         shown = (
             *panels(X, self.padded, marks, faint=self.faint),
             *panels(Z, self.out, outs, sign="→"),
         )
-        return (
-            Step(
-                "the windows",
-                "The image and its windows",
-                text,
-                self.windows.size_formula,
-                (),
-                shown,
-                True,
-            ),
-        )
+        formula = self.windows.size_formula
+        return Step("the windows", "The image and its windows", text, formula, (), shown, True)
 
     def forward(self) -> list[Step]:
         steps: list[Step] = []
@@ -127,7 +124,7 @@ class _Story:
             result = Sum(name, terms, values[best], "max({})", ", ")
             row, column = self._outside(taps[best][1])
             text = (
-                f"The largest of the window is {_figure(values[best])}, at row {row}, column "
+                f"The largest of the window is {number(values[best])}, at row {row}, column "
                 f"{column}. The mask M remembers where: 1 there, 0 elsewhere."
             )
             if values.count(values[best]) > 1:
@@ -202,7 +199,7 @@ class _Story:
             shown += panels("windows that chose it", taken, marks)
         else:
             text += ". Each of these windows holds 1/area of it."
-        if inside.max() > 1:
+        if self.windows.overlap:
             text += " Windows overlap: what comes from several is added up."
         formula = (
             f"{DX}[r, c] = Σ over the windows that contain it of {self.letter}[u, v] · {DZ}[i, j]"
@@ -231,11 +228,12 @@ class _Story:
             sums.append(new)
         name = at(DZ, index, self.out.shape)
         text = (
-            f"{name} = {_figure(upstream)} goes to the pixel that was the maximum, by the mask."
+            f"{name} = {number(upstream)} goes to the pixel that was the maximum, by the mask."
             if self.kind == "max"
-            else f"{name} = {_figure(upstream)} is shared out: 1/area to each pixel of the window."
+            else f"{name} = {number(upstream)} is shared out: 1/area to each pixel of the window."
         )
         if overlapped:
+            main, self.met = main or not self.met, True  # the first of these is worth showing
             text += " There was something already: add to it (+=), never assign (=)."
         marks = {(*sheet, *cell): group for _, cell in self.windows.taps((place[0], place[1]))}
         strong = {
@@ -245,7 +243,7 @@ class _Story:
         }
         shown = (
             *panels(DZ, self.upstream, {index: group}, {index}),
-            self._share(index, "·"),
+            self._share(index, "×"),
             *panels(
                 f"{DX} so far",
                 self.gradient,
@@ -344,7 +342,7 @@ class _Story:
         shown = (
             *panels(X, self.x),
             *panels(Z, self.out, sign="→"),
-            *panels(DZ, self.upstream, sign="and back"),
+            *panels(DZ, self.upstream, sign="↩"),
             *panels(DX, self.windows.crop(self.gradient), sign="→"),
         )
         return Step(
@@ -356,7 +354,3 @@ class _Story:
             shown,
             True,
         )
-
-
-def _figure(value: float) -> str:
-    return f"{value:.4g}"

@@ -62,6 +62,12 @@ class Windows:
         return padded[:, :, top : top + self.x_shape[2], left : left + self.x_shape[3]]
 
     @property
+    def overlap(self) -> bool:
+        """Whether a pixel lies in several windows."""
+        cells = [cell for place in self.places for _, cell in self.taps(place)]
+        return len(set(cells)) < len(cells)
+
+    @property
     def padded(self) -> bool:
         """Whether there is padding at all."""
         return any(self.geometry.pads)
