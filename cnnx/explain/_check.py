@@ -18,13 +18,13 @@ def compare_forward(name: str, ours: Array, kernel: Array) -> tuple[Step, bool]:
     """The output from the sums beside that of the compiled kernels."""
     agrees = _far(ours, kernel) <= _KERNEL
     shown = (
-        *panels(f"{name}, from the sums", ours),
+        *panels(name, ours),
         *panels("cnnx", kernel, sign="=" if agrees else "≠"),
     )
     return Step(
         "check",
         f"{name} beside cnnx",
-        f"The kernels must give the same numbers as the sums. {_verdict(ours, kernel, agrees)}",
+        f"The kernels must give the numbers of the sums. {_verdict(ours, kernel, agrees)}",
         panels=shown,
     ), agrees
 
@@ -57,12 +57,14 @@ def compare_gradient(
             "and central differences take their mean. That says nothing against the sum."
         )
     marks = {tuple(map(int, index)): 6 for index in np.argwhere(kinks)}
-    shown = (
-        *panels(f"{symbol}, from the sums", ours, marks),
-        *panels("cnnx", kernel, sign="=" if exact else "≠"),
-        *panels("numerical", numerical, marks, sign="≈" if close else "≠"),
-        *panels("difference", np.abs(ours - numerical), marks),
+    beside = zip(
+        panels(symbol, ours, whole=True),
+        panels("cnnx", kernel, sign="=" if exact else "≠", whole=True),
+        panels("numerical", numerical, marks, sign="≈" if close else "≠", whole=True),
+        panels("difference", np.abs(ours - numerical), marks, whole=True),
+        strict=True,
     )
+    shown = tuple(one for four in beside for one in four)
     formula = f"{symbol} ≈ (L({name} + h) - L({name} - h)) / 2h"
     return Step(
         "check", f"{symbol} beside the numerical gradient", text, formula, (), shown, True

@@ -11,16 +11,9 @@ from cnnx import _shapes
 from cnnx import functional as F
 from cnnx.explain import _activation, _arguments
 from cnnx.explain._steps import Array, Explanation, Step, group_of, panels
-from cnnx.explain._weighted import Formulas, Kernels, Link, WeightedSum, X, Z
+from cnnx.explain._weighted import DX, Formulas, Kernels, Link, WeightedSum, X, Z
 from cnnx.explain._windows import Windows
 from cnnx.functional import _arguments as check
-
-_FORMULAS = Formulas(
-    "Z[f, i, j] = Σ_{c,u,v} Z^{l-1}_pad[c, i·S_h + u, j·S_w + v] · W[f, c, u, v] + b[f]",
-    "∂L/∂W[f, c, u, v] = Σ_{n,i,j} Z^{l-1}_pad[n, c, i·S_h + u, j·S_w + v] · ∂L/∂Z[n, f, i, j]",
-    "∂L/∂b[f] = Σ_{n,i,j} ∂L/∂Z[n, f, i, j]",
-    "∂L/∂Z^{l-1}_pad[c, i·S_h + u, j·S_w + v] += W[f, c, u, v] · ∂L/∂Z[f, i, j]",
-)
 
 
 def explain(
@@ -57,7 +50,7 @@ def explain(
             for c in range(w.shape[1])
             for tap, cell in windows.taps(place)
         ],
-        _FORMULAS,
+        _formulas(images.shape, w.shape, windows.padded),
         windows.faint,
         windows.crop,
         geometry.out_shape,
@@ -114,3 +107,21 @@ def _kernels(story: WeightedSum, x: Array, options: tuple[Any, ...]) -> Kernels:
         return F.conv2d_backward(grad_z, x, story.weight, *options)
 
     return Kernels(run, back)
+
+
+def _formulas(x_shape: tuple[int, ...], w_shape: tuple[int, ...], padded: bool) -> Formulas:
+    """The formulas, without the indices of axes of size 1 that the names leave out as well."""
+    batch, filters, channels = x_shape[0] > 1, w_shape[0] > 1, w_shape[1] > 1
+    z = "n, f, " if batch else "f, " if filters else ""
+    c = "n, c, " if batch else "c, " if channels else ""
+    w = f"W[{'f, c, ' if filters else 'c, ' if channels else ''}u, v]"
+    place = f"[{c}i·S_h + u, j·S_w + v]"
+    pad, over = "_pad" if padded else "", "n," if batch else ""
+    b = "b[f]" if filters else "b[0]"
+    return Formulas(
+        f"Z[{z}i, j] = Σ_{{{'c,' if channels else ''}u,v}} {X}{pad}{place} · {w}",
+        f"{b}",
+        f"∂L/∂{w} = Σ_{{{over}i,j}} {X}{pad}{place} · ∂L/∂Z[{z}i, j]",
+        f"∂L/∂{b} = Σ_{{{over}i,j}} ∂L/∂Z[{z}i, j]",
+        f"{DX}{pad}{place} += {w} · ∂L/∂Z[{z}i, j]",
+    )

@@ -14,7 +14,8 @@ from cnnx.explain._weighted import Formulas, Kernels, Link, WeightedSum, X, Z
 from cnnx.functional import _arguments as check
 
 _FORMULAS = Formulas(
-    "Z[n, o] = Σ_{i} Z^{l-1}[n, i] · W[i, o] + b[o]",
+    "Z[n, o] = Σ_{i} Z^{l-1}[n, i] · W[i, o]",
+    "b[o]",
     "∂L/∂W[i, o] = Σ_{n} Z^{l-1}[n, i] · ∂L/∂Z[n, o]",
     "∂L/∂b[o] = Σ_{n} ∂L/∂Z[n, o]",
     "∂L/∂Z^{l-1}[n, i] = Σ_{o} W[i, o] · ∂L/∂Z[n, o]",

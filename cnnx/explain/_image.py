@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _SOFT, _LINE = "#1b1d21", "#5c626c", "#d9dbdf"
-_CARD, _MARGIN, _INSET, _GAP = 7.6, 0.3, 0.22, 0.22  # inches
+_CARD, _MARGIN, _INSET, _GAP = 8.6, 0.3, 0.22, 0.22  # inches
 _CELL, _CAPTION, _SIGN = 0.36, 0.25, 0.34
 _DPI = 130
 _SIZES = {

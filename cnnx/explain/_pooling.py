@@ -75,6 +75,7 @@ class _Story:
         self.gradient = np.zeros(self.padded.shape)
         self.shares: dict[tuple[int, ...], Array] = {}  # of each window: mask, or 1/area
         self.letter = "M" if kind == "max" else "1/area"
+        self.share_name = "M" if kind == "max" else f"1/area = 1/{np.prod(windows.kernel)}"
         self.met = False  # whether gradients have met in a pixel
         self.few = len(windows.places) * x.shape[0] * x.shape[1] <= _FEW
 
@@ -89,18 +90,24 @@ class _Story:
         places = self.windows.places[:1] if self.windows.overlap else self.windows.places
         sheets = list(np.ndindex(self.x.shape[:2]))
         marks = {
-            (*sheet, *cell): group_of(place)
+            (*sheet, *cell): group_of((*sheet, *place))
             for sheet in sheets
             for place in places
             for _, cell in self.windows.taps(place)
         }
-        outs = {(*sheet, *place): group_of(place) for sheet in sheets for place in places}
+        outs = {
+            (*sheet, *place): group_of((*sheet, *place)) for sheet in sheets for place in places
+        }
         shown = (
             *panels(X, self.padded, marks, faint=self.faint),
             *panels(Z, self.out, outs, sign="→"),
         )
         formula = self.windows.size_formula
         return Step("the windows", "The image and its windows", text, formula, (), shown, True)
+
+    def colours(self) -> dict[tuple[int, ...], int]:
+        """The group of each output."""
+        return {index: group_of(index) for index in np.ndindex(self.out.shape)}
 
     def forward(self) -> list[Step]:
         steps: list[Step] = []
@@ -110,7 +117,7 @@ class _Story:
         return steps
 
     def _window(self, sheet: Cell, place: Cell, main: bool) -> Step:
-        taps, group = self.windows.taps(place), group_of(place)
+        taps, group = self.windows.taps(place), group_of((*sheet, *place))
         values = [float(self.padded[(*sheet, *cell)]) for _, cell in taps]
         index = (*sheet, *place)
         name = at(Z, index, self.out.shape)
@@ -132,7 +139,9 @@ class _Story:
             formula = f"{name} = max of the window,   M = 1 at the maximum, 0 elsewhere"
         else:
             share[...] = 1 / len(values)
-            result = total(name, (Term((1 / len(values), value), group) for value in values))
+            terms = tuple(Term((value,), group) for value in values)
+            mean = total(name, terms).value / len(values)
+            result = Sum(name, terms, mean, f"({{}}) / {len(values)}")
             text = (
                 f"Each of the {len(values)} numbers of the window counts 1/area = 1/{len(values)}. "
                 + ("The zeros of the padding count as well." if self.windows.padded else "")
@@ -158,7 +167,7 @@ class _Story:
     def _share(self, index: tuple[int, ...], sign: str = "") -> Panel:
         share, group = self.shares[index], group_of(index)
         marks = {(int(r), int(c)): group for r, c in np.argwhere(share)}
-        return panel(self.letter, share, marks, sign=sign)
+        return panel(self.share_name, share, marks, sign=sign)
 
     def _outside(self, cell: Cell) -> Cell:
         """A cell of the padded image in the coordinates of the image."""
@@ -204,7 +213,7 @@ class _Story:
         formula = (
             f"{DX}[r, c] = Σ over the windows that contain it of {self.letter}[u, v] · {DZ}[i, j]"
         )
-        outs = {index: group_of(index) for index in np.ndindex(self.out.shape)}
+        outs = self.colours()
         shown += panels(DZ, self.upstream, outs, sign="and")
         return Step(
             "backward", "Where is each pixel contained?", text, formula, (), tuple(shown), True

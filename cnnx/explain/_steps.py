@@ -19,6 +19,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+COLOURS = 7  # groups from 1 on
 Array = NDArray[Any]
 Cell = tuple[int, int]
 
@@ -259,10 +260,12 @@ def panels(
     strong: Iterable[tuple[int, ...]] = (),
     faint: Iterable[Cell] = (),
     sign: str = "",
+    whole: bool = False,
 ) -> tuple[Panel, ...]:
     """Panels of an array of any dimension: one for each matrix of its last two axes.
 
-    Where there are several, only those with something in focus are shown, if there are such.
+    Where there are several, only those with something in focus are shown, if there are such, unless
+    the `whole` array is wanted; then each gets the sign.
     """
     marks, strong = dict(marks or {}), set(strong)
     array = np.asarray(array)
@@ -273,11 +276,13 @@ def panels(
     sheets = list(np.ndindex(array.shape[:-2]))
     focus = [s for s in sheets if any(index[:-2] == s for index in (*marks, *strong))]
     result: list[Panel] = []
-    for sheet in focus or sheets:
+    for sheet in sheets if whole else focus or sheets:
         label = f"{name}[{', '.join(map(str, sheet))}]" if len(sheets) > 1 else name
         own = {(i[-2], i[-1]): group for i, group in marks.items() if i[:-2] == sheet}
         chosen = {(i[-2], i[-1]) for i in strong if i[:-2] == sheet}
-        result.append(panel(label, array[sheet], own, chosen, faint, "" if result else sign))
+        result.append(
+            panel(label, array[sheet], own, chosen, faint, sign if whole or not result else "")
+        )
     return tuple(result)
 
 
@@ -290,9 +295,6 @@ def at(name: str, index: Iterable[int], shape: tuple[int, ...]) -> str:
 
 
 def group_of(index: Iterable[int]) -> int:
-    """The colour group of an output: neighbours differ."""
-    *_, row, column = (0, 0, *index)
-    return 1 + (3 * row + column) % COLOURS
-
-
-COLOURS = 7
+    """The colour group of an output: neighbours, and neighbouring channels, differ."""
+    *lead, row, column = (0, 0, *index)
+    return 1 + (5 * sum(lead) + 3 * row + column) % COLOURS

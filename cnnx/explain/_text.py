@@ -18,7 +18,7 @@ Line = list[Piece]
 
 _WIDTH = 100
 _MANY = 4  # sums beyond which they are set in columns
-_LEGEND = "[ ] in focus   * chosen, or written now   ( ) padding   · still empty"
+_LEGEND = "[ ] in focus, * chosen or written now, ( ) padding, · still empty"
 
 
 def plain(explanation: Explanation, width: int = _WIDTH) -> str:
@@ -48,8 +48,10 @@ def show(explanation: Explanation) -> None:
 
 
 def _lines(explanation: Explanation, width: int) -> Iterator[Line]:
-    yield [(explanation.title, "bold")]
-    yield [(_LEGEND, "dim")]
+    for line in textwrap.wrap(explanation.title, width):
+        yield [(line, "bold")]
+    for line in textwrap.wrap(_LEGEND, width):
+        yield [(line, "dim")]
     for count, step in enumerate(explanation.steps, 1):
         yield []
         head = f"── {count}/{len(explanation)} · {step.part} "
@@ -58,7 +60,8 @@ def _lines(explanation: Explanation, width: int) -> Iterator[Line]:
 
 
 def _step(step: Step, width: int) -> Iterator[Line]:
-    yield [(step.title, "bold")]
+    for line in textwrap.wrap(step.title, width):
+        yield [(line, "bold")]
     for line in textwrap.wrap(step.text, width):
         yield [(line, "")]
     if step.formula:

@@ -31,9 +31,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Formulas:
-    """The four formulas in the operation's own indices."""
+    """The formulas in the operation's own indices; the bias is a summand of the first."""
 
     forward: str
+    summand: str
     weight: str
     bias: str
     source: str
@@ -91,7 +92,9 @@ class WeightedSum:
                 terms.append(Term((float(self.bias[out[1]]),)))
             line = total(name, terms)
             self.z[out] = line.value
-            plus = "" if self.bias is None else " Last comes the bias."
+            plus, formula = "", self.formulas.forward
+            if self.bias is not None:
+                plus, formula = " Last comes the bias.", f"{formula} + {self.formulas.summand}"
             text = f"Multiply each input by the weight that lies over it, and add up.{plus}"
             shown = (
                 *panels(X, self.x, {link.source: group for link in links}, (), self.faint),

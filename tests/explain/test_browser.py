@@ -17,7 +17,8 @@ import pytest
 from cnnx import explain
 
 BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
 )
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
 
@@ -73,7 +74,12 @@ def test_slider_moves_numbers_change_and_nothing_is_fetched(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        options = ["--headless", "--disable-gpu", "--window-size=1200,800", f"--user-data-dir={tmp_path}/profile"]
+        options = [
+            "--headless",
+            "--disable-gpu",
+            "--window-size=1200,800",
+            f"--user-data-dir={tmp_path}/profile",
+        ]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             options.append("--no-sandbox")  # Chromium has none for root
         done = subprocess.run(

@@ -81,7 +81,7 @@ def test_average_pool_with_padding():
     # 1 lies in the four windows at the upper left: (1 + 2 + 4 + 5) / 4
     assert e.backward["x"].tolist() == [[3, 4], [6, 7]]
     share = titled(e, "Window (0, 0) gives Z[0, 0]").panels[1]
-    assert share.name == "1/area"
+    assert share.name == "1/area = 1/4"
     assert rows(share) == [[0.25, 0.25], [0.25, 0.25]]
     padded, cropped = titled(e, "Crop the padding").panels
     assert len(padded.faint) == 12

@@ -92,7 +92,6 @@ def test_notebook_frame_holds_the_page(explanation):
 
 def test_text_has_all_numbers(explanation, tmp_path):
     text = str(explanation)
-    (tmp_path / "steps.txt").write_text("")
     explanation.save(tmp_path / "steps.txt")
     assert (tmp_path / "steps.txt").read_text("utf-8") == text + "\n"
     assert max(map(len, text.splitlines())) <= 100
@@ -114,7 +113,9 @@ def test_terminal_has_colour_only_with_rich_and_a_terminal(explanation, capsys, 
     explanation.show()
     assert capsys.readouterr().out == f"{explanation}\n"
     rich = pytest.importorskip("rich.console")
-    monkeypatch.setattr(rich, "Console", lambda real=rich.Console: real(force_terminal=True, width=100))
+    monkeypatch.setattr(
+        rich, "Console", lambda real=rich.Console: real(force_terminal=True, width=100)
+    )
     explanation.show()
     coloured = capsys.readouterr().out
     assert "\x1b[" in coloured
@@ -127,22 +128,18 @@ def test_terminal_has_colour_only_with_rich_and_a_terminal(explanation, capsys, 
 
 def test_narrow_text_wraps(explanation):
     # Panels wider than the terminal stay whole; everything else fits.
-    widest = max(len(line) for line in _text.plain(explanation[:1], 60).splitlines())
-    assert widest <= 60
+    for line in _text.plain(explanation, 60).splitlines():
+        assert len(line) <= 60 or "  " in line.strip()
 
 
 def test_picture_has_all_numbers_and_no_text_over_another(explanation):
     pytest.importorskip("matplotlib")
     figure = _image.sheet(explanation)
     (axes,) = figure.axes
-    shown = [text.get_text() for text in axes.texts]
+    shown = [text.get_text().replace("−", "-") for text in axes.texts]
     for step in explanation:
         for panel in step.panels:
-            for row in panel.values:
-                for value in row:
-                    assert value is None or number(value).replace("-", "−") in [
-                        text.replace("e−", "e-") if "e" not in text else text.replace("e-", "e−") for text in shown
-                    ] or number(value) in shown
+            assert {number(v) for row in panel.values for v in row if v is not None} <= set(shown)
     renderer = figure.canvas.get_renderer()
     boxes = np.array([text.get_window_extent(renderer).extents for text in axes.texts])
     frame = figure.bbox.extents
@@ -159,7 +156,9 @@ def test_picture_has_all_numbers_and_no_text_over_another(explanation):
             assert apart, (shown[i], shown[j])
 
 
-@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
 def test_pictures_are_repeatable(tmp_path, suffix, start):
     pytest.importorskip("matplotlib")
     e = explain.activation("relu", [-1.0, 2.0])
@@ -209,7 +208,9 @@ def test_sums_as_they_are_written():
     def written(line):
         return "".join(text for text, _ in pieces(line))
 
-    assert written(total("a", [Term((2, -3)), Term((4, 5))])) == "a = 2 · (-3) + 4 · 5 = -6 + 20 = 14"
+    assert (
+        written(total("a", [Term((2, -3)), Term((4, 5))])) == "a = 2 · (-3) + 4 · 5 = -6 + 20 = 14"
+    )
     assert written(total("a", [Term((1,)), Term((-2,))])) == "a = 1 + (-2) = -1"
     assert written(total("a", [])) == "a = 0"
     assert written(total("a", [Term((7,))])) == "a = 7"
