@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnx._notebook import html_table
+
+_HEADS = (
+    "gradient of", "shape", "checked", "kinks", "worst error", "at", "analytic", "numeric", "",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class GradcheckEntry:
@@ -97,8 +103,26 @@ class GradcheckReport:
 
     def __str__(self) -> str:
         """The table as text."""
-        heads = "gradient of|shape|checked|kinks|worst error|at|analytic|numeric|"
-        rows = [tuple(heads.split("|"))]
+        rows = [_HEADS, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [self._title()]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join(lines + self._notes())
+
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        failed = [number for number, entry in enumerate(self.entries) if not entry.passed]
+        return html_table(self._title(), _HEADS, self._rows(), self._notes(), failed)
+
+    def _title(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        return f"gradcheck of {self.name}: {verdict} (relative error at most {self.rtol:g})"
+
+    def _notes(self) -> list[str]:
+        return [f"{entry.name}: {entry.note}" for entry in self.entries if entry.note]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
         for e in self.entries:
             where = "" if e.index is None else str(e.index)
             shape = "x".join(map(str, e.shape)) or "number"
@@ -106,12 +130,7 @@ class GradcheckReport:
             verdict = "ok" if e.passed else "WRONG"
             size = int(np.prod(e.shape, dtype=np.int64))
             rows.append((e.name, shape, f"{e.checked}/{size}", str(e.kinks), *values, verdict))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        verdict = "passed" if self.passed else "FAILED"
-        lines = [f"gradcheck of {self.name}: {verdict} (relative error at most {self.rtol:g})"]
-        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines += [f"{entry.name}: {entry.note}" for entry in self.entries if entry.note]
-        return "\n".join(lines)
+        return rows
 
 
 class GradcheckError(AssertionError):

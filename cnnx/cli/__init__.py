@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from cnnx._version import __version__
-from cnnx.cli import train
+from cnnx.cli import explain, train
 
 __all__ = ["main"]
 
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     gradcheck.set_defaults(run=_gradcheck)
 
     train.add_parser(commands)
+    explain.add_parser(commands)
     return parser
 
 

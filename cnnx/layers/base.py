@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnx._notebook import layer_table
+
 Array = NDArray[Any]
 L = TypeVar("L", bound="Layer")
 
@@ -199,6 +201,10 @@ class Layer(ABC):
                 "whose gradient it could compute"
             )
         return self._saved
+
+    def _repr_html_(self) -> str:
+        """The layers, their sizes and their parameters as a table, for notebooks."""
+        return layer_table(self)
 
     def __repr__(self) -> str:
         """The constructor's arguments, those that differ from their defaults."""
