@@ -12,9 +12,12 @@ The way of the data is the way of the imports, one direction, no circle::
         |                          the same functions; the fallback is the readable one
     _csrc (C)                      one table of kernels per instruction set
 
-``gradcheck``, ``training``, ``serialization`` and ``cli`` stand on the public surface, like any
-user's code would. ``_shapes`` is the only place with output-size formulas.
+``gradcheck``, ``grading``, ``training``, ``serialization`` and ``cli`` stand on the public
+surface, like any user's code would. ``_shapes`` is the only place with output-size formulas.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from cnnx import functional, layers
 from cnnx._config import config, empty_cache, memory_stats, set_winograd, show_config
@@ -35,6 +38,9 @@ from cnnx.optim import SGD, Adam, AdamW, CosineLR, StepLR
 from cnnx.serialization import load, save
 from cnnx.training import History, fit
 
+if TYPE_CHECKING:
+    from cnnx.grading import grade
+
 __all__ = [
     "SGD",
     "Adam",
@@ -54,6 +60,7 @@ __all__ = [
     "functional",
     "get_num_threads",
     "gradcheck",
+    "grade",
     "layers",
     "load",
     "memory_stats",
@@ -66,3 +73,13 @@ __all__ = [
     *functional.__all__,
     *layers.__all__,
 ]
+
+_LAZY = {"grade": "cnnx.grading"}  # what most programs never use is imported by whoever asks
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is lazy when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
