@@ -158,7 +158,8 @@ def _values(rng: np.random.Generator, shape: Sequence[int]) -> Array:
     """Numbers of three digits with a fraction and either sign, none of them zero or alike."""
     size = int(np.prod(shape))
     steps = rng.permutation(np.arange(1, size + 1)) * (3.0 / size)
-    return (steps * rng.choice([-1, 1], size)).round(4).reshape(tuple(shape)) + 0.003
+    values = (steps * rng.choice([-1, 1], size)).round(4) + 0.003
+    return np.asarray(values.reshape(tuple(shape)))
 
 
 def _convolution(

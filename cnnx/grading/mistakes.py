@@ -64,8 +64,8 @@ CATALOGUE: tuple[Mistake, ...] = (
     ),
     Mistake(
         "flipped kernel", CONVOLUTIONS, ("flipped", "flipped in backward"),
-        "the kernel is flipped, as in a true convolution; a CNN layer multiplies X[i + ki, j + kj] by "
-        "W[ki, kj] as it stands (cross-correlation), and so does its backward.",
+        "the kernel is flipped, as in a true convolution; a CNN layer multiplies X[i + ki, j + kj] "
+        "by W[ki, kj] as it stands (cross-correlation), and so does its backward.",
     ),
     Mistake(
         "channels mixed up", CONVOLUTIONS,
@@ -77,7 +77,7 @@ CATALOGUE: tuple[Mistake, ...] = (
     Mistake(
         "rows and columns swapped", (*CONVOLUTIONS, *POOLS),
         ("rows and columns swapped", "rows and columns swapped in backward"),
-        "rows and columns are swapped where the window is cut out; i counts rows (H), j columns (W).",
+        "rows and columns are swapped where the window is cut out; i counts rows, j columns.",
     ),
     Mistake(
         "activation gradient", _BACKWARD,
@@ -100,8 +100,8 @@ CATALOGUE: tuple[Mistake, ...] = (
     ),
     Mistake(
         "stride ignored in backward", (*_BACKWARD, *POOLS), ("stride ignored in backward",),
-        "the stride is ignored in backward; the gradient of output (i, j) belongs to the window that "
-        "begins at (i * stride, j * stride), as in forward.", ("dX", "dW"),
+        "the stride is ignored in backward; the gradient of output (i, j) belongs to the window "
+        "that begins at (i * stride, j * stride), as in forward.", ("dX", "dW"),
     ),
     Mistake(
         "not summed over the batch", _BACKWARD,
@@ -145,8 +145,8 @@ CATALOGUE: tuple[Mistake, ...] = (
     ),
     Mistake(
         "position in the window", _MAX, ("position in the window",),
-        "the maximum's position is counted from the corner of its window; add the window's first row "
-        "and column.", ("max_indices", "dX"),
+        "the maximum's position is counted from the corner of its window; add the window's first "
+        "row and column.", ("max_indices", "dX"),
     ),
     Mistake(
         "row and column swapped", _MAX, ("row and column swapped",),
@@ -156,8 +156,8 @@ CATALOGUE: tuple[Mistake, ...] = (
         "integer dtype", (*CONVOLUTIONS, *POOLS),
         ("truncated", "truncated before activation", "truncated at each step",
          "truncated at each step, filter by filter"),
-        "fractions are cut off: the images are integers, and an array made by zeros_like(X), or with "
-        "dtype=X.dtype, holds only whole numbers; make it with dtype=np.float64.",
+        "fractions are cut off: the images are integers, and an array made by zeros_like(X), or "
+        "with dtype=X.dtype, holds only whole numbers; make it with dtype=np.float64.",
     ),
     Mistake(
         "dout forgotten", (*_BACKWARD, *POOLS, GRADIENT), ("dout forgotten",),

@@ -99,7 +99,7 @@ def _simpler_values(case: Case) -> Iterator[Case]:
     for name, array in case.arrays.items():
         counted = np.arange(1, array.size + 1).reshape(array.shape)
         ranks = array.ravel().argsort(kind="stable").argsort().reshape(array.shape) + 1
-        forms = [counted, ranks, ranks - array.size - 1]
+        forms: list[Array] = [counted, ranks, ranks - array.size - 1]
         if array.dtype.kind == "f":
             forms += [counted - 0.5, array.round()]
         if name in ("dout", "b"):

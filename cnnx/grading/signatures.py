@@ -122,6 +122,6 @@ def fitted(function: Any, subject: str) -> Call:
 def _misfit(function: Any, subject: str, why: str) -> SignatureError:
     name = getattr(function, "__name__", subject)
     return SignatureError(
-        f"{name}{inspect.signature(function)} cannot be called: {why}; expected {EXPECTED[subject]}, "
-        "in any order under these names"
+        f"{name}{inspect.signature(function)} cannot be called: {why}; expected "
+        f"{EXPECTED[subject]}, in any order under these names"
     )

@@ -1,7 +1,7 @@
 """How a student's code is called, so that whatever it does ends in a sentence and not in a crash.
 
 It gets copies of the arrays, its printing is caught, and whatever it raises is told with the line
-of the student's file. Only a call that never returns cannot be helped: Python has no way to stop it.
+of the student's file. Only a call that never returns cannot be helped: nothing here can stop it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from cnnx.grading.cases import BACKWARD, CONVOLUTIONS, POOLS, Arrays, Case
 from cnnx.grading.comparison import Fault
-from cnnx.grading.signatures import EXPECTED, Call, fitted
+from cnnx.grading.signatures import EXPECTED, fitted
 from cnnx.grading.textbook import FUNCTIONS, STEP
 
 _HERE = Path(__file__).parent
@@ -77,21 +77,14 @@ class Subject:
     def takes(self, case: Case) -> bool:
         """Whether the student's parameters can express the case."""
         neutral = {"stride": case.options.get("pool_size", 1), "pad": 0, "activation": None}
-        missing = [
-            name for name in case.options if name in neutral and name not in self._call.names
-        ]
-        return all(case.options[name] == neutral[name] for name in missing)
+        return all(case.options[name] == neutral[name] for name in self.missing)
 
     @property
     def missing(self) -> list[str]:
         """The options that it does not know."""
         options = {**dict.fromkeys(CONVOLUTIONS, ("stride", "pad", "activation")),
                    **dict.fromkeys(POOLS, ("stride",))}  # fmt: skip
-        return [name for name in options.get(self.name, ()) if name not in self._call.names]
-
-    @property
-    def _call(self) -> Call:
-        return self._forward
+        return [name for name in options.get(self.name, ()) if name not in self._forward.names]
 
     def adapted(self, case: Case) -> Case:
         """Return the case with the bias in the shape that the student's code takes."""
@@ -132,7 +125,7 @@ class Subject:
         found = {"out": layer.forward(arrays["X"])}
         if isinstance(found["out"], tuple):
             raise Misuse(f"{self.name}.forward returned {_kind(found['out'])}, expected one array")
-        places = getattr(layer, "max_indices", None) if self.name == "MaxPool2D" else None
+        places: Any = getattr(layer, "max_indices", None) if self.name == "MaxPool2D" else None
         if np.ndim(places) == 5:  # another form is the student's own affair
             found["max_indices"] = np.array(places)
         found["dX"] = layer.backward(arrays["dout"])
@@ -185,7 +178,7 @@ class Subject:
         return (value, value) if self._pairs and isinstance(value, int) else value
 
     def _find_form(self) -> None:
-        """Try whether numbers must come as pairs, and the bias in another shape; by a small call."""
+        """Try by a small call whether numbers must be pairs, and the bias of another shape."""
         rng = np.random.default_rng(0)
         X, dout = rng.normal(size=(2, 2, 4, 4)), rng.normal(size=(2, 3, 2, 2))
         if self.name in POOLS:
@@ -214,9 +207,7 @@ def _told(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).parent != _HERE
     ]
-    own = [
-        f for f in frames if "site-packages" not in f.filename and "<__array_f" not in f.filename
-    ]
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename[:1] != "<"]
     if not own:
         return f"raises {message} (is the signature {' or '.join(EXPECTED.values())}?)"
     last = own[-1]

@@ -2,8 +2,8 @@
 
 Every subject is written once, as a loop over windows. A *slip* is the name of one well-known
 mistake; it changes the formula in the very place where students do. Without a slip the result is
-what a student's is compared with; with one it is evidence: :mod:`cnnx.grading.mistakes` gives a hint
-only if a student's wrong result is what the slip gives.
+what a student's is compared with; with one it is evidence: :mod:`cnnx.grading.mistakes` gives a
+hint only if a student's wrong result is what the slip gives.
 """
 
 from __future__ import annotations
@@ -98,9 +98,8 @@ def _convolution(case: Case, slip: str) -> Arrays:
         dW = dW[:, :, ::-1, ::-1]
     if slip == "channels reversed in backward":
         dW = dW[:, ::-1]
-    result["dX"] = (
-        np.trunc(_cropped(dX, X, pad, slip)) if slip == "truncated" else _cropped(dX, X, pad, slip)
-    )
+    dX = _cropped(dX, X, pad, slip)
+    result["dX"] = np.trunc(dX) if slip == "truncated" else dX
     result["dW"], result["db"] = _over_the_batch(dW, db, dZ, padded, case, slip)
     return result
 
@@ -137,7 +136,7 @@ def _scores(case: Case, padded: Array, W: Array, b: Array, slip: str) -> Array:
 
 def _activate(Z: Array, activation: str | None) -> Array:
     if activation == "relu":
-        return np.maximum(Z, 0)
+        return np.asarray(np.maximum(Z, 0))
     if activation == "sigmoid":
         return np.asarray(1 / (1 + np.exp(-Z)))
     return np.tanh(Z) if activation == "tanh" else Z

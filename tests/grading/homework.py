@@ -33,7 +33,7 @@ def conv_forward(X, W, b, stride=1, pad=0, activation="relu"):
 
 def conv_backward(dout, cache):
     X, W, b, stride, pad, activation, Z, out = cache
-    N, C, H, Wd = X.shape
+    N, _, H, Wd = X.shape
     F, _, KH, KW = W.shape
     _, _, Ho, Wo = dout.shape
     if activation == "relu":
