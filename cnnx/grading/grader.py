@@ -165,7 +165,7 @@ def _graded(name: str, code: Any, seconds: float, seed: int) -> SubjectGrade:
     remarks = [f"has no parameter {p}: only its neutral value is graded" for p in subject.missing]
     possible = [case for case in cases if subject.takes(case)]
     grades: list[CaseGrade] = []
-    failures: list[Evidence] = []
+    evidence: list[Evidence] = []
     printed = ""
     for number, case in enumerate(possible):
         if number and time.monotonic() - started > 0.6 * seconds:
@@ -178,15 +178,14 @@ def _graded(name: str, code: Any, seconds: float, seed: int) -> SubjectGrade:
             wrong = [reused]
         printed = printed or seen.printed
         grades.append(CaseGrade(subject.adapted(case), tuple(wrong)))
-        if wrong:
-            failures.append(_evidence(subject, case, seen, wrong))
+        evidence.append(_evidence(subject, case, seen, wrong))
     if printed:
         remarks.append(f"prints while it computes, which takes time: {printed.splitlines()[0]!r}")
     failure = None
     first = next((grade for grade in grades if not grade.passed), None)
     if first is not None:
         deadline = started + 0.85 * seconds
-        failure = _failure(subject, first, failures, deadline)
+        failure = _failure(subject, first, evidence, deadline)
     speed = None if name == GRADIENT else _speed(subject, started + seconds)
     return SubjectGrade(name, tuple(grades), len(cases), tuple(remarks), failure, speed)
 
@@ -204,7 +203,7 @@ def _evidence(subject: Subject, case: Case, seen: Observation, faults: list[Faul
 
 
 def _failure(
-    subject: Subject, first: CaseGrade, failures: list[Evidence], deadline: float
+    subject: Subject, first: CaseGrade, others: list[Evidence], deadline: float
 ) -> Failure:
     """Shrink the first failing case, and look for the mistakes that give its result."""
     way = {(fault.kind, fault.where) for fault in first.faults[:1]}
@@ -219,7 +218,7 @@ def _failure(
     seen, faults = _look(subject, case)
     faults = faults or list(first.faults)
     evidence = _evidence(subject, case, seen, faults)
-    mistakes = find(subject.name, evidence, failures)
+    mistakes = find(subject.name, evidence, others)
     mistakes += [m for m in _told_by_exception(faults, case) if m not in mistakes]
     return Failure(
         case,

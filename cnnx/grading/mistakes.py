@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cnnx.grading.cases import BACKWARD, CONVOLUTIONS, GRADIENT, POOLS, Arrays, Case
 from cnnx.grading.comparison import matches
@@ -198,38 +197,38 @@ class Evidence:
     wrong: tuple[str, ...]
 
 
-def find(subject: str, shrunk: Evidence, others: Sequence[Evidence]) -> list[Mistake]:
+def find(subject: str, shrunk: Evidence, seen: Sequence[Evidence]) -> list[Mistake]:
     """Return the mistakes that give the very results of the shrunk case, one for each result.
 
-    Several may, on a case that small. The one that explains most of the other failures is meant.
+    Several may, on a case that small. Then the one is meant that explains most of its wrong
+    results, and of these the one that agrees with most of all that was seen, right and wrong.
     """
+    suspects = []
+    for mistake in CATALOGUE:
+        for slip in mistake.slips if subject in mistake.subjects else ():
+            given = set(_given(subject, slip, shrunk)).intersection(shrunk.wrong)
+            explained = given.intersection(mistake.outputs or given)
+            if explained:
+                rank = len(explained), _agreement(subject, slip, seen)
+                suspects.append((rank, mistake, explained))
     found: list[Mistake] = []
     for output in shrunk.wrong:
-        best, most = None, -1
-        for mistake in CATALOGUE:
-            if subject in mistake.subjects and output in (mistake.outputs or (output,)):
-                count = max(
-                    _explained(subject, slip, output, shrunk, others) for slip in mistake.slips
-                )
-                if count > most:
-                    best, most = mistake, count
-        if best is not None and most >= 0 and best not in found:
-            found.append(best)
+        able = [(rank, mistake) for rank, mistake, explained in suspects if output in explained]
+        if able:
+            _, meant = max(able, key=lambda suspect: suspect[0])  # the first of equals
+            found += [meant] if meant not in found else []
     return found
 
 
-def _explained(
-    subject: str, slip: str, output: str, shrunk: Evidence, others: Sequence[Evidence]
-) -> int:
-    """How many other failures a slip explains; -1 if not even the shrunk one."""
-    if not _gives(subject, slip, output, shrunk):
-        return -1
-    return sum(output in e.wrong and _gives(subject, slip, output, e) for e in others)
+def _agreement(subject: str, slip: str, seen: Sequence[Evidence]) -> int:
+    """How many of all results a slip would have given."""
+    return sum(len(_given(subject, slip, evidence)) for evidence in seen)
 
 
-def _gives(subject: str, slip: str, output: str, seen: Evidence) -> bool:
+def _given(subject: str, slip: str, seen: Evidence) -> list[str]:
+    """Which of the results of a case are those that the slip gives."""
     try:
-        given: Any = compute(subject, seen.case, slip).get(output)
+        given = compute(subject, seen.case, slip)
     except (ValueError, IndexError):  # the slip does not fit the shapes: the student would fail too
-        return False
-    return given is not None and matches(seen.outputs[output], given, seen.case)
+        return []
+    return [o for o in seen.outputs if o in given and matches(seen.outputs[o], given[o], seen.case)]

@@ -67,6 +67,8 @@ def _candidates(case: Case) -> Iterator[Case]:
             if axis == 1 and "W" in case.arrays:
                 arrays["W"] = case.arrays["W"][:, :size]
             yield from _rebuilt(case, arrays)
+    for size in _lower(min(X.shape[2:])):  # some mistakes show in squares only
+        yield from _rebuilt(case, {"X": X[:, :, :size, :size]})
     if "W" in case.arrays:
         for size in _lower(len(case.arrays["W"])):
             yield from _rebuilt(case, {name: case.arrays[name][:size] for name in ("W", "b")})
@@ -81,6 +83,8 @@ def _smaller_windows(case: Case) -> Iterator[Case]:
     for axis in (2, 3):
         for size in _lower(case.arrays["W"].shape[axis]):
             yield from _rebuilt(case, {"W": case.arrays["W"].take(range(size), axis)})
+    for size in _lower(min(case.window)):
+        yield from _rebuilt(case, {"W": case.arrays["W"][:, :, :size, :size]})
 
 
 def _lower(size: int) -> list[int]:

@@ -129,6 +129,14 @@ def _scores(case: Case, padded: Array, W: Array, b: Array, slip: str) -> Array:
     swapped = slip == "rows and columns swapped"
     for i, j, window in _windows(case, step, case.window, size, swapped):
         Z[:, :, i, j] = np.einsum("nchw,fchw->nf", padded[window], W)
+        if slip == "truncated at each step":
+            Z[:, :, i, j] = 0
+            for c, ki, kj in np.ndindex(W.shape[1:]):
+                terms = np.outer(padded[window][:, c, ki, kj], W[:, c, ki, kj])
+                Z[:, :, i, j] = np.trunc(Z[:, :, i, j] + terms)
+            Z[:, :, i, j] = np.trunc(Z[:, :, i, j] + b)
+    if slip == "truncated at each step":
+        return Z
     if slip == "bias once a channel":
         return Z + padded.shape[1] * b.reshape(-1, 1, 1)
     return Z if slip == "no bias" else Z + b.reshape(-1, 1, 1)
@@ -139,7 +147,7 @@ def _activate(Z: Array, activation: str | None) -> Array:
         return np.asarray(np.maximum(Z, 0))
     if activation == "sigmoid":
         return np.asarray(1 / (1 + np.exp(-Z)))
-    return np.tanh(Z) if activation == "tanh" else Z
+    return np.asarray(np.tanh(Z)) if activation == "tanh" else Z
 
 
 def _before_activation(dout: Array, Z: Array, activation: str | None, slip: str) -> Array:
@@ -153,8 +161,8 @@ def _before_activation(dout: Array, Z: Array, activation: str | None, slip: str)
         at = _activate(at, activation)
     if slip == "Z taken for output":
         at = Z
-    derivatives = {"relu": (at > 0).astype(float), "sigmoid": at * (1 - at), "tanh": 1 - at**2}
-    derivative = derivatives[activation]
+    derivatives = {"relu": at > 0, "sigmoid": at * (1 - at), "tanh": 1 - at**2}
+    derivative = derivatives[activation].astype(np.float64)
     return derivative if slip == "dout forgotten" else np.asarray(dout * derivative)
 
 
