@@ -45,10 +45,19 @@ def tolerance(got: Array, expected: Array, case: Case) -> float:
 
 def matches(got: Any, expected: Array, case: Case) -> bool:
     """Whether a result is as expected, in shape and values."""
-    array = np.asarray(got)
-    if array.dtype.kind not in "fiub" or array.shape != expected.shape:
+    array = _numbers(got)
+    if array is None or array.shape != expected.shape:
         return False
     return not bool(_wrong(array, expected, case).any())
+
+
+def _numbers(value: Any) -> Array | None:
+    """A student's result as an array; None where it is none of numbers."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # rows of several lengths, or an object's own __array__
+        return None
+    return array if array.dtype.kind in "fiub" else None
 
 
 def _wrong(got: Array, expected: Array, case: Case) -> Array:
@@ -71,11 +80,8 @@ def faults_of(outputs: dict[str, Any], expected: Arrays, case: Case) -> list[Fau
 def _fault(name: str, value: Any, want: Array, case: Case) -> Fault | None:
     if value is None:
         return Fault("returned", name, f"{name} is None, expected an array of shape {want.shape}")
-    try:
-        got = np.asarray(value)
-    except ValueError:  # a list of rows of several lengths
-        got = np.asarray(None)
-    if got.dtype.kind not in "fiub":
+    got = _numbers(value)
+    if got is None:
         kind = type(value).__name__
         return Fault("returned", name, f"{name} is a {kind}, expected an array of numbers")
     if got.shape != want.shape:

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class Subject:
         except Misuse as misuse:
             seen.faults.append(Fault("returned", "result", str(misuse)))
         except (Exception, SystemExit) as error:
-            seen.faults.append(Fault("raises", type(error).__name__, _told(error)))
+            seen.faults.append(Fault("raises", type(error).__name__, _told(error, self.name)))
         seen.seconds = time.perf_counter() - started
         seen.printed = text.getvalue()
         for name, array in given.arrays.items():
@@ -162,11 +163,11 @@ class Subject:
     def reuses(self, case: Case) -> Fault | None:
         """Whether a second call changes the results of the first."""
         first = self.observe(case)
-        before = {name: np.array(value, copy=True) for name, value in first.outputs.items()}
+        before = deepcopy(first.outputs)
         other = {name: -array for name, array in case.arrays.items()}
         self.observe(Case(other, case.options))
         for name, value in first.outputs.items():
-            if not np.array_equal(before[name], np.asarray(value)):
+            if isinstance(value, np.ndarray) and not np.array_equal(before[name], value):
                 said = (
                     f"{name} of the first call changed in the second: both return the same array; "
                     "make a new one in each call"
@@ -199,7 +200,7 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _told(error: BaseException) -> str:
+def _told(error: BaseException, subject: str) -> str:
     """The exception, and the last line of the student's that led to it."""
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = [
@@ -207,10 +208,14 @@ def _told(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).parent != _HERE
     ]
-    own = [f for f in frames if "site-packages" not in f.filename and f.filename[:1] != "<"]
+    own = [f for f in frames if not _is_numpy(f.filename)]
     if not own:
-        return f"raises {message} (is the signature {' or '.join(EXPECTED.values())}?)"
+        return f"raises {message}; expected {EXPECTED[subject]}"
     last = own[-1]
     code = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
     place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
     return f"raises {message}\n    {place}" + (f": {code}" if code else "")
+
+
+def _is_numpy(file: str) -> bool:
+    return file.startswith(("<__array", str(Path(np.__file__).parent)))

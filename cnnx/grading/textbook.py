@@ -138,8 +138,8 @@ def _scores(case: Case, padded: Array, W: Array, b: Array, slip: str) -> Array:
     if slip == "truncated at each step":
         return Z
     if slip == "bias once a channel":
-        return Z + padded.shape[1] * b.reshape(-1, 1, 1)
-    return Z if slip == "no bias" else Z + b.reshape(-1, 1, 1)
+        b = padded.shape[1] * b
+    return Z if slip == "no bias" else np.asarray(Z + b.reshape(-1, 1, 1))
 
 
 def _activate(Z: Array, activation: str | None) -> Array:
