@@ -16,8 +16,9 @@ The way of the data is the way of the imports, one direction, no circle::
 surface, like any user's code would. ``_shapes`` is the only place with output-size formulas.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+from typing import Any as _Any
 
 from cnnx import functional, layers
 from cnnx._config import config, empty_cache, memory_stats, set_winograd, show_config
@@ -39,7 +40,7 @@ from cnnx.serialization import load, save
 from cnnx.training import History, fit
 
 if TYPE_CHECKING:
-    from cnnx.grading import grade
+    from cnnx.grading import grade as grade
 
 __all__ = [
     "SGD",
@@ -74,12 +75,9 @@ __all__ = [
     *layers.__all__,
 ]
 
-_LAZY = {"grade": "cnnx.grading"}  # what most programs never use is imported by whoever asks
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is lazy when it is first asked for."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
-    return value
+def __getattr__(name: str) -> _Any:
+    """Import what most programs never use when it is first asked for."""
+    if name == "grade":
+        return _import_module("cnnx.grading").grade
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

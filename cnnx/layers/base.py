@@ -33,7 +33,30 @@ class LayerLike(Protocol):
 
 
 class Layer(ABC):
-    """Base class of the layers; subclass it, or write any class with forward and backward.
+    """Base class of the layers, and of your own: five lines make one.
+
+    ::
+
+        class Square(cnnx.Layer):
+            def forward(self, x):
+                self.x = x
+                return x * x
+            def backward(self, grad_out):
+                return 2 * self.x * grad_out
+
+    That is all that `Sequential`, `gradcheck`, `fit`, `save`, `load` and `explain` need:
+
+    - ``forward(x)`` returns the output, in the dtype of x, and keeps on the layer what backward
+      will need of this call.
+    - ``backward(grad_out)`` gets the gradient of the loss by that output, in its shape, and returns
+      the gradient by x, in x's shape: grad_out times the derivative (the chain rule).
+    - A parameter is one line after ``super().__init__()``: ``self.params["name"] = array``. Then
+      backward also puts its gradient, in the same shape, into ``self.grads["name"]``; it assigns,
+      and does not add to the gradient of the step before.
+
+    Do not write into x, grad_out or anything kept. They are not copied: what is changed in place
+    between forward and backward, by this layer or by a neighbour that kept the same array, gives
+    wrong gradients without an error. ``cnnx.gradcheck(layer, x)`` shows it.
 
     Attributes
     ----------
@@ -57,7 +80,7 @@ class Layer(ABC):
     >>> class Scale(cnnx.Layer):
     ...     def __init__(self):
     ...         super().__init__()
-    ...         self.params["factor"] = np.ones(1)
+    ...         self.params["factor"] = np.ones(1, np.float32)
     ...
     ...     def forward(self, x):
     ...         self.x = x
@@ -71,7 +94,9 @@ class Layer(ABC):
     >>> layer(np.array([1.0, 2.0]))
     array([3., 6.])
     >>> layer.state_dict()
-    {'factor': array([3.])}
+    {'factor': array([3.], dtype=float32)}
+    >>> bool(cnnx.gradcheck(layer, np.array([1.0, 2.0])))
+    True
     """
 
     params: dict[str, Array]
@@ -87,6 +112,14 @@ class Layer(ABC):
         self.params = {}
         self.grads = {}
         self.buffers = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what is missing where the dicts of arrays are."""
+        kind = type(self).__name__
+        hint = ""
+        if name in ("params", "grads", "buffers"):
+            hint = f": call super().__init__() first in {kind}.__init__"
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}{hint}")
 
     @abstractmethod
     def forward(self, x: Array) -> Array:
@@ -202,11 +235,11 @@ class Layer(ABC):
 
     def __repr__(self) -> str:
         """The constructor's arguments, those that differ from their defaults."""
-        values = {**vars(self), "bias": "bias" in self.params}
+        values = {**vars(self), "bias": "bias" in arrays_of(self, "params")}
         shown = []
         for name, parameter in signature(type(self)).parameters.items():
             value = values.get(name, parameter.default)
-            if name != "rng" and value != parameter.default:
+            if name != "rng" and np.any(value != parameter.default):  # an array has many answers
                 text = value.name if isinstance(value, np.dtype) else value
                 shown.append(f"{name}={text!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
