@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from inspect import signature
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +33,10 @@ class LayerLike(Protocol):
         """Return the gradient of the last forward's input."""
 
 
+def _no_arrays(layer: Any) -> dict[str, Array]:
+    return {}
+
+
 class Layer(ABC):
     """Base class of the layers, and of your own: five lines make one.
 
@@ -50,9 +55,9 @@ class Layer(ABC):
       will need of this call.
     - ``backward(grad_out)`` gets the gradient of the loss by that output, in its shape, and returns
       the gradient by x, in x's shape: grad_out times the derivative (the chain rule).
-    - A parameter is one line after ``super().__init__()``: ``self.params["name"] = array``. Then
-      backward also puts its gradient, in the same shape, into ``self.grads["name"]``; it assigns,
-      and does not add to the gradient of the step before.
+    - A parameter is one line in ``__init__``: ``self.params["name"] = array``. Then backward also
+      puts its gradient, in the same shape, into ``self.grads["name"]``; it assigns, and does not
+      add to the gradient of the step before.
 
     Do not write into x, grad_out or anything kept. They are not copied: what is changed in place
     between forward and backward, by this layer or by a neighbour that kept the same array, gives
@@ -79,7 +84,6 @@ class Layer(ABC):
     >>> import numpy as np, cnnx
     >>> class Scale(cnnx.Layer):
     ...     def __init__(self):
-    ...         super().__init__()
     ...         self.params["factor"] = np.ones(1, np.float32)
     ...
     ...     def forward(self, x):
@@ -99,27 +103,16 @@ class Layer(ABC):
     True
     """
 
-    params: dict[str, Array]
-    grads: dict[str, Array]
-    buffers: dict[str, Array]
     training = True
     frozen = False
     needs_input_grad = True
     _saved: tuple[Any, ...] | None = None
     _kept: Any = None  # what a frozen layer has derived from its parameters
 
-    def __init__(self) -> None:
-        self.params = {}
-        self.grads = {}
-        self.buffers = {}
-
-    def __getattr__(self, name: str) -> Any:
-        """Say what is missing where the dicts of arrays are."""
-        kind = type(self).__name__
-        hint = ""
-        if name in ("params", "grads", "buffers"):
-            hint = f": call super().__init__() first in {kind}.__init__"
-        raise AttributeError(f"{kind!r} object has no attribute {name!r}{hint}")
+    # Made when they are first asked for, so that a layer of one's own needs no super().__init__().
+    params = cached_property(_no_arrays)
+    grads = cached_property(_no_arrays)
+    buffers = cached_property(_no_arrays)
 
     @abstractmethod
     def forward(self, x: Array) -> Array:
@@ -235,7 +228,7 @@ class Layer(ABC):
 
     def __repr__(self) -> str:
         """The constructor's arguments, those that differ from their defaults."""
-        values = {**vars(self), "bias": "bias" in arrays_of(self, "params")}
+        values = {**vars(self), "bias": "bias" in self.params}
         shown = []
         for name, parameter in signature(type(self)).parameters.items():
             value = values.get(name, parameter.default)

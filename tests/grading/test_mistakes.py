@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from mutants import MUTANTS
+from grading.mutants import MUTANTS
 
 import cnnx
 from cnnx.grading import CATALOGUE
