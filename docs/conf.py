@@ -23,7 +23,7 @@ version = release = re.search(
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_nb", "mathml"]
 templates_path = ["_templates"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "pictures"]
 nitpicky = True  # a reference that leads nowhere is a warning, and -W makes it an error
 
 # Sphinx reads no files outside its folder.
