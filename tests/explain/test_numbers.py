@@ -134,7 +134,7 @@ def test_dense_by_hand():
     ("name", "out", "slope"),
     [
         ("relu", lambda z: max(z, 0), lambda z: float(z > 0)),
-        ("sigmoid", lambda z: 1 / (1 + math.exp(-z)), lambda z: math.exp(-z) / (1 + math.exp(-z)) ** 2),
+        ("sigmoid", lambda z: 1 / (1 + math.exp(-z)), lambda z: 0.25 / math.cosh(z / 2) ** 2),
         ("tanh", math.tanh, lambda z: 1 / math.cosh(z) ** 2),
     ],
 )  # fmt: skip
@@ -279,8 +279,13 @@ def small_net():
 
 @pytest.mark.parametrize(
     ("y", "loss"),
-    [(None, None), ([1], None), ([[0.0, 1.0]], cnnx.MSELoss()), ([0], cnnx.SoftmaxCrossEntropy(0.1))],
-)  # fmt: skip
+    [
+        (None, None),
+        ([1], None),
+        ([[0.0, 1.0]], cnnx.MSELoss()),
+        ([0], cnnx.SoftmaxCrossEntropy(0.1)),
+    ],
+)
 def test_net_gives_the_gradients_of_backward(rng, y, loss):
     net = small_net().astype("float64")
     before = {name: array.tobytes() for name, array in net.state_dict().items()}
@@ -351,31 +356,46 @@ def test_slices_and_highlights():
 # ---- errors
 
 
+TWOS, X5 = np.ones((2, 2)), np.ones((1, 1, 5, 5))
+
+
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "message"),
     [
-        (lambda: explain.max_pool2d(np.ones((1, 1, 28, 28))), ValueError, r"x has shape \(1, 1, 28, 28\), 784 numbers.*at most 144.*x\[:1, :1, :6, :6\]"),
-        (lambda: explain.conv2d(IMAGE, np.ones((13, 13))), ValueError, "weight has shape"),
-        (lambda: explain.conv2d(IMAGE, np.ones((2, 2)), padding=9), ValueError, "the padded x"),
-        (lambda: explain.conv2d(IMAGE, np.ones((2, 2)), [1, 2]), ValueError, "bias has shape"),
-        (lambda: explain.conv2d(IMAGE, np.ones((2, 2)), activation="gelu"), ValueError, "activation is 'gelu'"),
-        (lambda: explain.conv2d(IMAGE, np.ones((5, 5))), ValueError, "the output has no pixel"),
-        (lambda: explain.max_pool2d([1, 2, 3]), ValueError, r"x has shape \(3,\), expected \(H, W\)"),
-        (lambda: explain.max_pool2d(IMAGE, padding=2), ValueError, "padding is 2"),
-        (lambda: explain.max_pool2d(IMAGE, grad_out=[[1.0]]), ValueError, r"grad_out has shape"),
-        (lambda: explain.max_pool2d([["a"]]), TypeError, "x has dtype"),
-        (lambda: explain.max_pool2d([[1, np.nan]]), ValueError, "x has a NaN"),
-        (lambda: explain.max_pool2d(np.ones((0, 4))), ValueError, "at least one number"),
-        (lambda: explain.linear([[1, 2]], [[1.0]]), ValueError, "weight has shape"),
-        (lambda: explain.activation("gelu", [1.0]), ValueError, "name is 'gelu'"),
-        (lambda: explain.layer(3, [1.0]), TypeError, "layer is a int"),
-        (lambda: explain.model(cnnx.ReLU, [1.0]), TypeError, "model is a"),
-        (lambda: explain.model(small_net(), np.ones((1, 1, 5, 5)), None, cnnx.MSELoss()), ValueError, "y is None"),
-        (lambda: explain.model(small_net(), np.ones((1, 1, 3, 3))), ValueError, "in layer 3, Dense: "),
+        (lambda: explain.max_pool2d(np.ones((1, 1, 28, 28))), r"x has .*28\), 784 .* at most 144 "),
+        (lambda: explain.max_pool2d(np.ones((1, 1, 28, 28))), r"such as x\[:1, :1, :6, :6\]"),
+        (lambda: explain.conv2d(IMAGE, np.ones((13, 13))), "weight has shape"),
+        (lambda: explain.conv2d(IMAGE, TWOS, padding=9), "the padded x"),
+        (lambda: explain.conv2d(IMAGE, TWOS, [1, 2]), "bias has shape"),
+        (lambda: explain.conv2d(IMAGE, TWOS, activation="gelu"), "activation is 'gelu'"),
+        (lambda: explain.conv2d(IMAGE, np.ones((5, 5))), "the output has no pixel"),
+        (lambda: explain.max_pool2d([1, 2, 3]), r"x has shape \(3,\), expected \(H, W\)"),
+        (lambda: explain.max_pool2d(np.ones((2, 30))), "expected at most 20 rows and columns"),
+        (lambda: explain.max_pool2d(IMAGE, padding=2), "padding is 2"),
+        (lambda: explain.max_pool2d(IMAGE, grad_out=[[1.0]]), "grad_out has shape"),
+        (lambda: explain.max_pool2d([[1, np.nan]]), "x has a NaN"),
+        (lambda: explain.max_pool2d(np.ones((0, 4))), "at least one number"),
+        (lambda: explain.linear([[1, 2]], [[1.0]]), "weight has shape"),
+        (lambda: explain.activation("gelu", [1.0]), "name is 'gelu'"),
+        (lambda: explain.model(small_net(), X5, None, cnnx.MSELoss()), "y is None"),
+        (lambda: explain.model(small_net(), X5[..., :3, :3]), "in layer 3, Dense: "),
     ],
-)  # fmt: skip
-def test_errors_name_the_argument(call, error, message):
-    with pytest.raises(error, match=message):
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: explain.max_pool2d([["a"]]), "x has dtype"),
+        (lambda: explain.layer(3, [1.0]), "layer is a int"),
+        (lambda: explain.model(cnnx.ReLU, [1.0]), "model is a"),
+    ],
+)
+def test_things_of_another_kind(call, message):
+    with pytest.raises(TypeError, match=message):
         call()
 
 
