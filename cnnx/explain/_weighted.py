@@ -52,8 +52,8 @@ class Kernels:
 class WeightedSum:
     """The numbers of one call, and the steps that compute them.
 
-    `x` is the padded input, `faint` its padding, `crop` cuts that off; `bias_of` is the axis of the
-    output along which the bias counts.
+    `x` is the padded input, `faint` its padding, which `crop` cuts off. Axis 1 of the output is the
+    one along which the bias counts.
     """
 
     x: Array

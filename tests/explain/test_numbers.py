@@ -268,6 +268,30 @@ def test_a_layer_of_ones_own():
     assert explain.model(cnnx.Sequential(Double(), cnnx.Dense(2, 1, rng=0)), [[1.0, 2.0]]).agrees
 
 
+class Scale(cnnx.Layer):
+    """A layer with a parameter, whose gradient is `error` times what it should be."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.params["factor"] = np.full(1, 2.0)
+        self.error = error
+
+    def forward(self, x):
+        self.x = x
+        return self.params["factor"] * x
+
+    def backward(self, grad_out):
+        self.grads["factor"] = np.array([self.error * (grad_out * self.x).sum()])
+        return self.params["factor"] * grad_out
+
+
+@pytest.mark.parametrize(("error", "agrees"), [(1, True), (2, False)])
+def test_a_wrong_layer_of_ones_own_is_found_out(error, agrees):
+    assert explain.layer(Scale(error), [[1.0, 2.0]]).agrees == agrees
+    net = cnnx.Sequential(Scale(error), cnnx.Dense(2, 1, rng=0))
+    assert explain.model(net, [[1.0, 2.0]]).agrees == agrees
+
+
 def small_net():
     return cnnx.Sequential(
         cnnx.Conv2D(1, 1, 2, activation="relu", rng=0),
