@@ -239,7 +239,7 @@ def _cross_entropy(pred: Array, target: Array, text: str) -> tuple[Step, Array]:
             f"∂L/∂Z[{n}, {k}]",
             (Term((float(p[n, k]),), marks[n, k]), Term((-float(t[n, k]),))),
             float(p[n, k] - t[n, k]) / count,
-            "({})" if count == 1 else f"({{}}) / {count}",
+            "{}" if count == 1 else f"({{}}) / {count}",
         )
         for n, k in np.ndindex(p.shape)
     ]
