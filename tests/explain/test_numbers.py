@@ -370,6 +370,19 @@ def test_inputs_are_not_changed():
     assert w.tolist() == [[1, 1], [1, 1]]
 
 
+def test_steps_of_a_batch_have_titles_of_their_own(rng):
+    for e in (
+        explain.max_pool2d(rng.standard_normal((2, 2, 2, 4))),
+        explain.conv2d(
+            rng.standard_normal((2, 1, 3, 3)), rng.standard_normal((2, 1, 2, 2)), [1, 2]
+        ),
+        explain.linear(rng.standard_normal((2, 3)), rng.standard_normal((3, 2)), [0, 1]),
+    ):
+        titles = [step.title for step in e if step.sums]
+        # Forward, each window names its place and its output; the rest is told apart by its name.
+        assert len(set(titles)) == len(titles)
+
+
 def test_slices_and_highlights():
     e = explain.conv2d(IMAGE, [[1, 0], [0, 1]])
     assert e[2:4].steps == e.steps[2:4]
