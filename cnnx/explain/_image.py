@@ -23,6 +23,7 @@ _INK, _SOFT, _LINE = "#1b1d21", "#5c626c", "#d9dbdf"
 _CARD, _MARGIN, _INSET, _GAP = 8.6, 0.3, 0.22, 0.22  # inches
 _CELL, _CAPTION, _SIGN = 0.36, 0.25, 0.34
 _DPI = 130
+_MOST = 60  # steps; some 15 megapixels
 _SIZES = {
     "part": 8,
     "title": 12.5,
@@ -41,6 +42,11 @@ def draw(explanation: Explanation, form: str) -> bytes:
         import matplotlib
     except ImportError as error:
         raise ImportError('pictures need matplotlib: pip install "cnnx[demo]"') from error
+    if form != "pdf" and len(explanation) > _MOST:
+        raise ValueError(
+            f"a picture has room for {_MOST} steps, and there are {len(explanation)}: save the "
+            "explanation's highlights, a slice of it, or .html"
+        )
     stream = io.BytesIO()
     # Fixed names and no date: the same steps give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "cnnx", "font.family": "DejaVu Sans"}):
@@ -153,11 +159,14 @@ class _Block:
     panel: Panel
 
     def __post_init__(self) -> None:
+        """Measure; a matrix wider than the card is drawn smaller."""
         rows, columns = self.panel.shape
         widest = max(
             _width(_figures(value), _SIZES["cell"]) for row in self.panel.values for value in row
         )
         self.cell = max(_CELL, widest + 0.12)
+        self.scale = min(1.0, (_CARD - 2 * _INSET) / (columns * self.cell))
+        self.cell *= self.scale
         name = _width(self.panel.name, _SIZES["name"], "bold")
         self.sign = max(_SIGN, _width(self.panel.sign, 11) + 0.2) if self.panel.sign else 0.24
         self.width = max(columns * self.cell, name)
@@ -215,7 +224,7 @@ class _Block:
                     x + self.cell / 2,
                     y + _CELL / 2,
                     _figures(value),
-                    _SIZES["cell"],
+                    _SIZES["cell"] * self.scale,
                     _SOFT if faint and not group else _INK,
                     weight="bold" if strong else "normal",
                     align="center",

@@ -78,11 +78,9 @@ def _other(layer: Any, x: Any, grad_out: Any) -> Explanation:
             main=True,
         ),
     ]
-    step, agrees = _check.compare_gradient(
-        "Z^{l-1}", "∂L/∂Z^{l-1}", grad_x, grad_x, layer.forward, x, upstream
-    )
+    checks, agrees = _checks(layer, x, upstream, lambda out: out, {"x": grad_x, **grads})
     gradients = MappingProxyType({"x": grad_x, **grads})
-    return Explanation(name, (*steps, step), out, gradients, agrees)
+    return Explanation(name, (*steps, *checks), out, gradients, agrees)
 
 
 def explain_model(model: Any, x: Any, y: Any, loss: Any) -> Explanation:
@@ -241,7 +239,7 @@ def _cross_entropy(pred: Array, target: Array, text: str) -> tuple[Step, Array]:
             f"∂L/∂Z[{n}, {k}]",
             (Term((float(p[n, k]),), marks[n, k]), Term((-float(t[n, k]),))),
             float(p[n, k] - t[n, k]) / count,
-            "({})" if count == 1 else f"({{}}) / {count}",
+            "{}" if count == 1 else f"({{}}) / {count}",
         )
         for n, k in np.ndindex(p.shape)
     ]

@@ -16,7 +16,7 @@ _RAISED = re.compile(r"\^\{([^}]*)\}|_\{([^}]*)\}|_(h|w|pad)\b")
 
 
 def number(value: float | None) -> str:
-    """A number in at most about six characters; an empty cell is nothing."""
+    """A number in six or seven characters; an empty cell is nothing."""
     if value is None:
         return ""
     if math.isinf(value):
@@ -25,7 +25,9 @@ def number(value: float | None) -> str:
         return "0"
     if abs(value) < 5e-4 or abs(value) >= 1e6:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.3f}".rstrip("0").rstrip(".")
+    places = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".")
 
 
 def term(one: Term) -> str:

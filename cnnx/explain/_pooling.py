@@ -76,6 +76,7 @@ class _Story:
         self.shares: dict[tuple[int, ...], Array] = {}  # of each window: mask, or 1/area
         self.letter = "M" if kind == "max" else "1/area"
         self.share_name = "M" if kind == "max" else f"1/area = 1/{np.prod(windows.kernel)}"
+        self.by_pixel = np.zeros(x.shape)  # the gradient once more, summed from the other side
         self.met = False  # whether gradients have met in a pixel
         self.few = len(windows.places) * x.shape[0] * x.shape[1] <= _FEW
 
@@ -220,10 +221,11 @@ class _Story:
         )
 
     def _spread(self, index: tuple[int, ...], main: bool) -> Step:
-        sheet, place, group = index[:2], index[2:], group_of(index)
+        sheet, group = index[:2], group_of(index)
+        taps = self.windows.taps((index[2], index[3]))
         upstream = float(self.upstream[index])
         sums, overlapped = [], False
-        for tap, cell in self.windows.taps((place[0], place[1])):
+        for tap, cell in taps:
             share, before = float(self.shares[index][tap]), float(self.gradient[(*sheet, *cell)])
             if not share:
                 continue
@@ -244,23 +246,13 @@ class _Story:
         if overlapped:
             main, self.met = main or not self.met, True  # the first of these is worth showing
             text += " There was something already: add to it (+=), never assign (=)."
-        marks = {(*sheet, *cell): group for _, cell in self.windows.taps((place[0], place[1]))}
-        strong = {
-            (*sheet, *c)
-            for t, c in self.windows.taps((place[0], place[1]))
-            if self.shares[index][t]
-        }
+        marks = {(*sheet, *cell): group for _, cell in taps}
+        strong = {(*sheet, *cell) for tap, cell in taps if self.shares[index][tap] == 1}
+        so_far = f"{DX} so far"
         shown = (
             *panels(DZ, self.upstream, {index: group}, {index}),
             self._share(index, "×"),
-            *panels(
-                f"{DX} so far",
-                self.gradient,
-                marks,
-                strong if self.kind == "max" else (),
-                self.faint,
-                "→",
-            ),
+            *panels(so_far, self.gradient, marks, strong, self.faint, "→"),
         )
         formula = f"{DX}[window] += {self.letter} · {name}"
         return Step("backward", f"{name} goes back", text, formula, tuple(sums), shown, main)
@@ -297,32 +289,22 @@ class _Story:
                         share = float(self.shares[index][tap])
                         terms.append(Term((share, float(self.upstream[index])), group_of(index)))
                     sums.append(total(at(DX, (*sheet, row, column), self.x.shape), terms))
-                focus = {(*sheet, row, column): 2 for column in range(self.x.shape[3])}
+                self.by_pixel[(*sheet, row)] = [line.value for line in sums]
+                focus = {(*sheet, row, column) for column in range(self.x.shape[3])}
                 shown = (
                     *panels(DZ, self.upstream, marks),
                     *panels(DX, cropped, strong=focus, sign="→"),
                 )
-                where = (
-                    at(X, (*sheet, row), self.x.shape)
-                    if self.x.shape[:2] != (1, 1)
-                    else f"row {row}"
-                )
+                title = f"The sums of row {row}"
+                if self.x.shape[:2] != (1, 1):
+                    title += f" of image {sheet[0]}, channel {sheet[1]}"
                 text = (
                     "The same numbers, seen from the pixels: one term for each window that "
                     f"contains the pixel, {self.letter} times that window's {DZ}."
                 )
                 formula = f"{DX}[r, c] = Σ {self.letter}[u, v] · {DZ}[i, j]"
-                steps.append(
-                    Step(
-                        "pixel by pixel",
-                        f"The sums of {where}",
-                        text,
-                        formula,
-                        tuple(sums),
-                        shown,
-                        row == 1,
-                    )
-                )
+                main = len(steps) == min(1, self.x.shape[2] - 1)  # one of them, not at the border
+                steps.append(Step("pixel by pixel", title, text, formula, tuple(sums), shown, main))
         return steps
 
     def checks(self, size: Any, step: Any, pads: Any) -> tuple[list[Step], bool]:
@@ -337,7 +319,8 @@ class _Story:
         first, right = _check.compare_forward(Z, self.out, run(self.x))
         ours = self.windows.crop(self.gradient)
         second, also = _check.compare_gradient(X, DX, ours, kernel, run, self.x, self.upstream)
-        return [first, second], right and also
+        same = np.array_equal(self.by_pixel, ours)  # the same terms in the same order
+        return [first, second], right and also and same
 
     def summary(self, agrees: bool) -> Step:
         text = (

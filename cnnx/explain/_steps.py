@@ -218,7 +218,7 @@ class Explanation:
         Raises
         ------
         ValueError
-            If the suffix is another one, or there are no steps.
+            If the suffix is another one, there are no steps, or too many for one picture.
         ImportError
             If matplotlib is missing and a picture is wanted.
         """

@@ -52,8 +52,8 @@ class Kernels:
 class WeightedSum:
     """The numbers of one call, and the steps that compute them.
 
-    `x` is the padded input, `faint` its padding, `crop` cuts that off; `bias_of` is the axis of the
-    output along which the bias counts.
+    `x` is the padded input, `faint` its padding, which `crop` cuts off. Axis 1 of the output is the
+    one along which the bias counts.
     """
 
     x: Array
@@ -102,17 +102,8 @@ class WeightedSum:
                 *self._bias_panels(out[1], group),
                 *panels(Z, self.z, {out: group}, {out}, sign="→"),
             )
-            steps.append(
-                Step(
-                    "forward",
-                    name,
-                    text,
-                    self.formulas.forward,
-                    (line,),
-                    shown,
-                    len(steps) in (0, 1),
-                )
-            )
+            main = len(steps) < 2
+            steps.append(Step("forward", name, text, formula, (line,), shown, main))
         self.out, more = _activation.forward(self.activation, self.z)
         return [*steps, *more]
 
@@ -130,14 +121,14 @@ class WeightedSum:
             self.grad_weight[weight] = line.value
             text = (
                 "To find the derivative with respect to something, find where its information is "
-                f"contained. {symbol} took part in {_count(len(links), 'output')}, each time times "
-                "the input of the same colour."
+                f"contained. {symbol} took part in {_count(len(links), 'output')}, times the input "
+                "of the same colour."
             )
             touched = {link.source: marks[link.out] for link in links}
             shown = (
                 *panels(X, self.x, touched, (), self.faint),
                 *panels(DZ, self.dz, marks, sign="⊙"),
-                *panels(DW, self.grad_weight, {weight: 1}, {weight}, sign="→"),
+                *panels(DW, self.grad_weight, strong={weight}, sign="→"),
             )
             steps.append(Step(DW, name, text, self.formulas.weight, (line,), shown, not steps))
         return steps
@@ -163,7 +154,7 @@ class WeightedSum:
             )
             shown = (
                 *panels(DZ, self.dz, marks),
-                *panels(DB, self.grad_bias, {(f,): 1}, {(f,)}, sign="→"),
+                *panels(DB, self.grad_bias, strong={(f,)}, sign="→"),
             )
             steps.append(Step(DB, name, text, self.formulas.bias, (line,), shown, f == 0))
         return steps
@@ -201,10 +192,10 @@ class WeightedSum:
         else:
             text = "No window touched this input: nothing depends on it, and its derivative is 0."
         shown: tuple[Panel, ...] = (
-            *panels(X, self.x, {source: 1}, {source}, self.faint),
+            *panels(X, self.x, strong={source}, faint=self.faint),
             *panels("W", self.weight, {k.weight: marks[k.out] for k in links}),
             *panels(DZ, self.dz, marks, sign="⊙"),
-            *panels(DX, self._known_gradient(), {source: 1}, {source}, self.faint, sign="→"),
+            *panels(DX, self._known_gradient(), {}, {source}, self.faint, sign="→"),
         )
         return Step(DX, name, text, self.formulas.source, (line,), shown, main)
 

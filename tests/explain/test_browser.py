@@ -35,20 +35,24 @@ function look(what) {
     numbers: [...shown[0].querySelectorAll("td")].map((cell) => cell.textContent).join(" "),
     place: document.getElementById("place").value, slider: document.getElementById("slider").value,
     chapter: document.querySelector("nav [aria-current]").textContent,
-    wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+    wide: document.body.scrollWidth > document.documentElement.clientWidth,
   });
 }
-function press(key) { document.dispatchEvent(new KeyboardEvent("keydown", { key: key, bubbles: true })); look(key); }
+function press(key) {
+  document.dispatchEvent(new KeyboardEvent("keydown", { key: key, bubbles: true }));
+  look(key);
+}
 addEventListener("load", () => {
   look("opened");
   const slider = document.getElementById("slider");
   slider.value = 3; slider.dispatchEvent(new Event("input")); look("slider");
-  press("ArrowRight"); press("ArrowLeft"); press("End"); press("ArrowRight"); press("Home"); press("ArrowLeft");
+  ["ArrowRight", "ArrowLeft", "End", "ArrowRight", "Home", "ArrowLeft"].forEach(press);
   document.getElementById("next").click(); look("next");
   document.querySelectorAll("nav button")[2].click(); look("chapter");
   const result = document.createElement("pre");
   result.id = "result";
-  result.textContent = JSON.stringify({ seen: seen, fetched: performance.getEntriesByType("resource").length });
+  const fetched = performance.getEntriesByType("resource").length;
+  result.textContent = JSON.stringify({ seen: seen, fetched: fetched });
   document.body.append(result);
 });
 </script></body>"""

@@ -169,6 +169,21 @@ def test_pictures_are_repeatable(tmp_path, suffix, start):
     assert data == (tmp_path / f"b.{suffix}").read_bytes()
 
 
+def test_large_matrices_fit_into_their_cards():
+    pytest.importorskip("matplotlib")
+    e = explain.avg_pool2d(-234.567 * np.ones((12, 12)), 12)
+    figure = _image.sheet(e[1:2])
+    renderer = figure.canvas.get_renderer()
+    right = max(text.get_window_extent(renderer).x1 for text in figure.axes[0].texts)
+    assert right <= figure.bbox.x1 - _image._MARGIN * figure.dpi
+
+
+def test_too_many_steps_for_a_picture(tmp_path):
+    e = explain.conv2d(np.ones((8, 8)), np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"a picture has room for 60 steps.*highlights"):
+        e.save(tmp_path / "a.png")
+
+
 def test_picture_without_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"cnnx\[demo\]"):
@@ -196,10 +211,21 @@ def test_save_errors(tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.0, "0"), (-0.0, "0"), (1.0, "1"), (-0.3, "-0.3"), (1 / 3, "0.333"), (12345.678, "12345.678"),
-        (1e-10, "1e-10"), (-2e-5, "-2e-5"), (2e7, "2e7"), (np.inf, "∞"), (-np.inf, "-∞"), (None, ""),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (1.0, "1"),
+        (-0.3, "-0.3"),
+        (1 / 3, "0.333"),
+        (12345.678, "12345.7"),
+        (-54.321, "-54.32"),
+        (1e-10, "1e-10"),
+        (-2e-5, "-2e-5"),
+        (2e7, "2e7"),
+        (np.inf, "∞"),
+        (-np.inf, "-∞"),
+        (None, ""),
     ],
-)  # fmt: skip
+)
 def test_number(value, text):
     assert number(value) == text
 
