@@ -197,6 +197,8 @@ def _over_the_batch(
         return dW, dZ.sum(axis=(2, 3))
     elif slip == "bias per pixel":
         return dW, dZ.sum(axis=0)
+    elif slip in _BIAS_SHAPES:
+        return dW, db.reshape(_BIAS_SHAPES[slip])
     elif slip in ("assigned", "assigned, filter by filter", "bias of the last pixel"):
         db = dZ[:, :, -1, -1].sum(axis=0) if slip == "assigned" else dZ[-1, :, -1, -1]
     elif slip == "bias of the last pixel, over the batch":
@@ -204,6 +206,13 @@ def _over_the_batch(
     elif slip == "bias before the activation":
         db = np.asarray(case.arrays["dout"], np.float64).sum(axis=(0, 2, 3))
     return dW, db.reshape(shape)
+
+
+_BIAS_SHAPES = {
+    "bias as a column": (-1, 1),
+    "bias as a row": (1, -1),
+    "bias with all axes": (1, -1, 1, 1),
+}
 
 
 # ---------------------------------------------------------------- pooling
