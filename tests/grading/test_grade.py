@@ -101,6 +101,19 @@ def test_pairs_and_columns_of_biases():
     assert cnnx.grade(conv_forward=forward)
 
 
+@pytest.mark.parametrize("shape", [(-1, 1), (1, -1), (-1, 1, 1)])
+def test_a_wrong_homework_with_another_bias_is_shrunk_too(shape):
+    def forward(X, W, b, stride, pad, activation):
+        assert b.shape == np.reshape(b, shape).shape
+        assert b.ndim == len(shape)
+        out, cache = homework.conv_forward(X, W, b.ravel(), stride, pad, activation)
+        return out - b.reshape(-1, 1, 1) * (activation is None), cache
+
+    failure = cnnx.grade(conv_forward=forward).failures["conv_forward"]
+    assert [mistake.name for mistake in failure.mistakes] == ["no bias"]
+    assert failure.case.arrays["b"].shape == np.ones(1).reshape(shape).shape
+
+
 @pytest.mark.parametrize(
     ("code", "line"),
     [
