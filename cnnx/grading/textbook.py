@@ -88,10 +88,9 @@ def _convolution(case: Case, slip: str) -> Arrays:
             dX[window] += np.einsum("nf,fchw->nchw", dz, W)
             dW += np.einsum("nf,nchw->fchw", dz, patch)
     if slip == "truncated at each step, filter by filter":
+        dX[...] = 0
         for f in range(len(W)):
             for i, j, window in _windows(case, stride, case.window, dZ.shape[2:]):
-                if f == i == j == 0:
-                    dX[...] = 0
                 part = np.einsum("n,chw->nchw", dZ[:, f, i, j], W[f])
                 dX[window] = np.trunc(dX[window] + part)
     if slip == "flipped in backward":
