@@ -53,8 +53,7 @@ def _floats(case: Case, *names: str) -> list[Array]:
 
 def _convolution(case: Case, slip: str) -> Arrays:
     X, W, b, dout = _floats(case, "X", "W", "b", "dout")
-    stride, pad = case.options["stride"], case.options["pad"]
-    padded = _padded(X, pad)
+    padded = _padded(X, case.options["pad"])
     Z = _scores(case, padded, W, b, slip)
     out = _activate(Z, None if slip == "no activation" else case.options["activation"])
     if slip == "truncated":
@@ -62,10 +61,15 @@ def _convolution(case: Case, slip: str) -> Arrays:
     if slip == "truncated before activation":
         out = _activate(np.trunc(Z), case.options["activation"])
     result = {"out": out}
-    if Z.shape != dout.shape:
-        return result
+    if Z.shape == dout.shape:
+        dZ = _before_activation(dout, Z, case.options["activation"], slip)
+        result |= _conv_gradients(case, X, padded, W, dZ, slip)
+    return result
 
-    dZ = _before_activation(dout, Z, case.options["activation"], slip)
+
+def _conv_gradients(case: Case, X: Array, padded: Array, W: Array, dZ: Array, slip: str) -> Arrays:
+    """dX, dW and db from dZ: each window's share is added up."""
+    stride, pad = case.options["stride"], case.options["pad"]
     dX, dW, db = np.zeros_like(padded), np.zeros_like(W), dZ.sum(axis=(0, 2, 3))
     if slip == "flipped in backward":
         W = W[:, :, ::-1, ::-1]
@@ -98,9 +102,8 @@ def _convolution(case: Case, slip: str) -> Arrays:
     if slip == "channels reversed in backward":
         dW = dW[:, ::-1]
     dX = _cropped(dX, X, pad, slip)
-    result["dX"] = np.trunc(dX) if slip == "truncated" else dX
-    result["dW"], result["db"] = _over_the_batch(dW, db, dZ, padded, case, slip)
-    return result
+    dW, db = _over_the_batch(dW, db, dZ, padded, case, slip)
+    return {"dX": np.trunc(dX) if slip == "truncated" else dX, "dW": dW, "db": db}
 
 
 def _padded(X: Array, pad: int) -> Array:
