@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> None:
         "grade",
         help="compare your own loops with cnnx, and say what is wrong and why",
         description="Import a Python file and compare what it defines of "
-        f"{', '.join(_NAMES)} with cnnx. The exit status is the verdict.",
+        f"{', '.join(_NAMES)} with cnnx. The exit status is the verdict. A loop without an end "
+        "cannot be graded: stop it with Ctrl-C.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="your homework, a Python file")
     parser.add_argument(

@@ -120,6 +120,12 @@ CATALOGUE: tuple[Mistake, ...] = (
         "the sum of dZ[:, f] over images, rows and columns.", ("db",),
     ),
     Mistake(
+        "another shape than b", _BACKWARD,
+        ("bias as a column", "bias as a row", "bias with all axes"),
+        "db has the right numbers in another shape than b; give it b's: db.reshape(b.shape).",
+        ("db",),
+    ),
+    Mistake(
         "assigned instead of accumulated", (*_BACKWARD, *POOLS),
         ("assigned", "assigned, filter by filter", "window assigned"),
         "a gradient is assigned where it must be accumulated; windows overlap and weights are "
@@ -185,6 +191,9 @@ CATALOGUE: tuple[Mistake, ...] = (
     ),
 )  # fmt: skip
 
+# Of the wrong results of the grid. A third of it has one filter, where many shapes look alike. But
+# half of it has no pad or no stride, where a second mistake in these does not hide the first.
+_FAIR_PART = 0.4
 BY_NAME = {mistake.name: mistake for mistake in CATALOGUE}
 
 
@@ -201,14 +210,15 @@ def find(subject: str, shrunk: Evidence, seen: Sequence[Evidence]) -> list[Mista
     """Return the mistakes that give the very results of the shrunk case, one for each result.
 
     Several may, on a case that small. Then the one is meant that explains most of its wrong
-    results, and of these the one that agrees with most of all that was seen, right and wrong.
+    results, and of these the one that agrees with most of all that was seen, right and wrong. One
+    that explains hardly any of the other failures agrees by chance.
     """
     suspects = []
     for mistake in CATALOGUE:
         for slip in mistake.slips if subject in mistake.subjects else ():
             given = set(_given(subject, slip, shrunk)).intersection(shrunk.wrong)
             explained = given.intersection(mistake.outputs or given)
-            if explained:
+            if explained and _explains(subject, slip, explained, seen):
                 rank = len(explained), _agreement(subject, slip, seen)
                 suspects.append((rank, mistake, explained))
     found: list[Mistake] = []
@@ -218,6 +228,13 @@ def find(subject: str, shrunk: Evidence, seen: Sequence[Evidence]) -> list[Mista
             _, meant = max(able, key=lambda suspect: suspect[0])  # the first of equals
             found += [meant] if meant not in found else []
     return found
+
+
+def _explains(subject: str, slip: str, outputs: set[str], seen: Sequence[Evidence]) -> bool:
+    """Whether a slip gives a fair part of all wrong results, or there are none to judge it by."""
+    wrong = [evidence for evidence in seen if outputs.intersection(evidence.wrong)]
+    told = [e for e in wrong if outputs.intersection(e.wrong, _given(subject, slip, e))]
+    return len(told) >= _FAIR_PART * len(wrong)
 
 
 def _agreement(subject: str, slip: str, seen: Sequence[Evidence]) -> int:

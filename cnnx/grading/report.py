@@ -191,7 +191,7 @@ class GradeReport:
             lines += [f"{subject.name}: {remark}" for remark in subject.remarks]
         for subject in self.subjects:
             if subject.failure is not None:
-                lines += ["", f"{subject.name}, {subject.failure}"]
+                lines += ["", f"{subject.name}, {subject.failure}", *_others(subject)]
         right = sum(subject.passed for subject in self.subjects)
         verdict = "all right" if self else f"{right} of {len(self.subjects)} right"
         return [*lines, "", verdict]
@@ -225,6 +225,7 @@ class GradeReport:
         return f"<table><tr>{heads}</tr>{cells}</table><pre>{details}</pre>"
 
 
+_LISTED = 4
 _HEADS = ("graded", "verdict", "cases right", "cnnx is faster by")
 
 
@@ -234,6 +235,19 @@ class GradeError(AssertionError):
     def __init__(self, report: GradeReport) -> None:
         super().__init__(report)
         self.report = report
+
+
+def _others(subject: SubjectGrade) -> list[str]:
+    """The failing cases of the grid, the first few."""
+    failed = [grade for grade in subject.cases if not grade.passed]
+    if len(failed) == len(subject.cases):
+        return []
+    lines = []
+    for grade in failed[:_LISTED]:
+        where = ", ".join(fault.where for fault in grade.faults)
+        lines.append(f"  wrong too ({where}): {grade.case}")
+    more = len(failed) - _LISTED
+    return [*lines, f"  and {more} more"] if more > 0 else lines
 
 
 def _array(name: str, value: Any) -> str:

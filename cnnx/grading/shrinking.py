@@ -62,16 +62,17 @@ def _candidates(case: Case) -> Iterator[Case]:
                 yield from _rebuilt(case, {}, **{name: value})
     yield from _smaller_windows(case)
     for axis in range(4):
-        for size in _lower(X.shape[axis]):
-            arrays = {"X": X.take(range(size), axis)}
+        for part in _parts(X.shape[axis]):
+            arrays = {"X": X.take(part, axis)}
             if axis == 1 and "W" in case.arrays:
-                arrays["W"] = case.arrays["W"][:, :size]
+                arrays["W"] = case.arrays["W"].take(part, axis)
             yield from _rebuilt(case, arrays)
-    for size in _lower(min(X.shape[2:])):  # some mistakes show in squares only
-        yield from _rebuilt(case, {"X": X[:, :, :size, :size]})
+    for part in _parts(min(X.shape[2:])):  # some mistakes show in squares only
+        yield from _rebuilt(case, {"X": X.take(part, 2).take(part, 3)})
     if "W" in case.arrays:
-        for size in _lower(len(case.arrays["W"])):
-            yield from _rebuilt(case, {name: case.arrays[name][:size] for name in ("W", "b")})
+        for part in _parts(len(case.arrays["W"])):
+            W, b = case.arrays["W"].take(part, 0), case.arrays["b"].ravel()[part]
+            yield from _rebuilt(case, {"W": W, "b": b})
     yield from _simpler_values(case)
 
 
@@ -80,11 +81,19 @@ def _smaller_windows(case: Case) -> Iterator[Case]:
         for size in _lower(case.options["pool_size"]):
             yield from _rebuilt(case, {}, pool_size=size)
         return
+    W = case.arrays["W"]
     for axis in (2, 3):
-        for size in _lower(case.arrays["W"].shape[axis]):
-            yield from _rebuilt(case, {"W": case.arrays["W"].take(range(size), axis)})
-    for size in _lower(min(case.window)):
-        yield from _rebuilt(case, {"W": case.arrays["W"][:, :, :size, :size]})
+        for part in _parts(W.shape[axis]):
+            yield from _rebuilt(case, {"W": W.take(part, axis)})
+    for part in _parts(min(case.window)):
+        yield from _rebuilt(case, {"W": W.take(part, 2).take(part, 3)})
+
+
+def _parts(size: int) -> Iterator[range]:
+    """Beginnings and ends, the shortest first."""
+    for length in _lower(size):
+        yield range(length)
+        yield range(size - length, size)
 
 
 def _lower(size: int) -> list[int]:
@@ -105,7 +114,7 @@ def _simpler_values(case: Case) -> Iterator[Case]:
         ranks = array.ravel().argsort(kind="stable").argsort().reshape(array.shape) + 1
         forms: list[Array] = [counted, ranks, ranks - array.size - 1]
         if array.dtype.kind == "f":
-            forms += [counted - 0.5, array.round()]
+            forms += [counted - 0.5, array.round(), np.floor(array)]
         if name in ("dout", "b"):
             forms.insert(0, np.full_like(counted, name == "dout"))
         for form in forms:

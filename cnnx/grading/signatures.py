@@ -39,7 +39,7 @@ _PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "numerical_gradient": {
         "f": ("f", "func", "function", "fn", "forward"),
         "x": _X,
-        "dout": ("dout", "df", "grad_out", "dy", "grad", "upstream"),
+        "df": ("df", "dout", "grad_out", "dy", "grad", "upstream"),
         "h": ("h", "eps", "epsilon", "delta", "step"),
     },
 }

@@ -102,9 +102,7 @@ class Subject:
             return self._run_pool(arrays, options)
         if self.name not in CONVOLUTIONS:
             function = FUNCTIONS[case.options["f"]]
-            return {
-                "gradient": self._forward(f=function, x=arrays["x"], dout=arrays["dout"], h=STEP)
-            }
+            return {"gradient": self._forward(f=function, x=arrays["x"], df=arrays["dout"], h=STEP)}
         inputs = {name: arrays[name] for name in "XWb"}
         result = self._forward(**inputs, **options)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -127,8 +125,10 @@ class Subject:
         if isinstance(found["out"], tuple):
             raise Misuse(f"{self.name}.forward returned {_kind(found['out'])}, expected one array")
         places: Any = getattr(layer, "max_indices", None) if self.name == "MaxPool2D" else None
-        if np.ndim(places) == 5:  # another form is the student's own affair
-            found["max_indices"] = np.array(places)
+        if (
+            isinstance(places, np.ndarray) and places.ndim == 5
+        ):  # another form is the student's own affair
+            found["max_indices"] = places.copy()
         found["dX"] = layer.backward(arrays["dout"])
         return found
 

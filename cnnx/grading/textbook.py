@@ -53,8 +53,7 @@ def _floats(case: Case, *names: str) -> list[Array]:
 
 def _convolution(case: Case, slip: str) -> Arrays:
     X, W, b, dout = _floats(case, "X", "W", "b", "dout")
-    stride, pad = case.options["stride"], case.options["pad"]
-    padded = _padded(X, pad)
+    padded = _padded(X, case.options["pad"])
     Z = _scores(case, padded, W, b, slip)
     out = _activate(Z, None if slip == "no activation" else case.options["activation"])
     if slip == "truncated":
@@ -62,10 +61,15 @@ def _convolution(case: Case, slip: str) -> Arrays:
     if slip == "truncated before activation":
         out = _activate(np.trunc(Z), case.options["activation"])
     result = {"out": out}
-    if Z.shape != dout.shape:
-        return result
+    if Z.shape == dout.shape:
+        dZ = _before_activation(dout, Z, case.options["activation"], slip)
+        result |= _conv_gradients(case, X, padded, W, dZ, slip)
+    return result
 
-    dZ = _before_activation(dout, Z, case.options["activation"], slip)
+
+def _conv_gradients(case: Case, X: Array, padded: Array, W: Array, dZ: Array, slip: str) -> Arrays:
+    """dX, dW and db from dZ: each window's share is added up."""
+    stride, pad = case.options["stride"], case.options["pad"]
     dX, dW, db = np.zeros_like(padded), np.zeros_like(W), dZ.sum(axis=(0, 2, 3))
     if slip == "flipped in backward":
         W = W[:, :, ::-1, ::-1]
@@ -88,10 +92,9 @@ def _convolution(case: Case, slip: str) -> Arrays:
             dX[window] += np.einsum("nf,fchw->nchw", dz, W)
             dW += np.einsum("nf,nchw->fchw", dz, patch)
     if slip == "truncated at each step, filter by filter":
+        dX[...] = 0
         for f in range(len(W)):
             for i, j, window in _windows(case, stride, case.window, dZ.shape[2:]):
-                if f == i == j == 0:
-                    dX[...] = 0
                 part = np.einsum("n,chw->nchw", dZ[:, f, i, j], W[f])
                 dX[window] = np.trunc(dX[window] + part)
     if slip == "flipped in backward":
@@ -99,9 +102,8 @@ def _convolution(case: Case, slip: str) -> Arrays:
     if slip == "channels reversed in backward":
         dW = dW[:, ::-1]
     dX = _cropped(dX, X, pad, slip)
-    result["dX"] = np.trunc(dX) if slip == "truncated" else dX
-    result["dW"], result["db"] = _over_the_batch(dW, db, dZ, padded, case, slip)
-    return result
+    dW, db = _over_the_batch(dW, db, dZ, padded, case, slip)
+    return {"dX": np.trunc(dX) if slip == "truncated" else dX, "dW": dW, "db": db}
 
 
 def _padded(X: Array, pad: int) -> Array:
@@ -197,6 +199,8 @@ def _over_the_batch(
         return dW, dZ.sum(axis=(2, 3))
     elif slip == "bias per pixel":
         return dW, dZ.sum(axis=0)
+    elif slip in _BIAS_SHAPES:
+        return dW, db.reshape(_BIAS_SHAPES[slip])
     elif slip in ("assigned", "assigned, filter by filter", "bias of the last pixel"):
         db = dZ[:, :, -1, -1].sum(axis=0) if slip == "assigned" else dZ[-1, :, -1, -1]
     elif slip == "bias of the last pixel, over the batch":
@@ -204,6 +208,13 @@ def _over_the_batch(
     elif slip == "bias before the activation":
         db = np.asarray(case.arrays["dout"], np.float64).sum(axis=(0, 2, 3))
     return dW, db.reshape(shape)
+
+
+_BIAS_SHAPES = {
+    "bias as a column": (-1, 1),
+    "bias as a row": (1, -1),
+    "bias with all axes": (1, -1, 1, 1),
+}
 
 
 # ---------------------------------------------------------------- pooling

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_pairs_and_columns_of_biases():
         return homework.conv_forward(X, W, b[:, 0], s, p, activation)
 
     assert cnnx.grade(conv_forward=forward)
+
+
+@pytest.mark.parametrize("shape", [(-1, 1), (1, -1), (-1, 1, 1)])
+def test_a_wrong_homework_with_another_bias_is_shrunk_too(shape):
+    def forward(X, W, b, stride, pad, activation):
+        assert b.shape == np.reshape(b, shape).shape
+        assert b.ndim == len(shape)
+        out, cache = homework.conv_forward(X, W, b.ravel(), stride, pad, activation)
+        return out - b.reshape(-1, 1, 1) * (activation is None), cache
+
+    failure = cnnx.grade(conv_forward=forward).failures["conv_forward"]
+    assert [mistake.name for mistake in failure.mistakes] == ["no bias"]
+    assert failure.case.arrays["b"].shape == np.ones(1).reshape(shape).shape
 
 
 @pytest.mark.parametrize(
@@ -238,7 +252,41 @@ def test_a_mistake_that_is_not_known_gets_no_hint():
 
     report = cnnx.grade(conv_forward=forward)
     assert report.hints == {"conv_forward": ()}
-    assert "expected 0, got 0.123" in str(report) or "got" in str(report)
+    assert "hint" not in str(report)
+
+
+def test_two_mistakes_get_two_hints():
+    def backward(dout, cache):
+        dX, dW, db = homework.conv_backward(dout, cache)
+        return dX[:, ::-1], dW, dout[-1].sum(axis=(1, 2)) + 0 * db
+
+    report = cnnx.grade(conv_forward=homework.conv_forward, conv_backward=backward)
+    failure = report.failures["conv_backward"]
+    assert [mistake.name for mistake in failure.mistakes] == ["channels mixed up"]
+    assert "wrong too (db)" in str(report)
+
+
+def test_a_coincidence_on_a_small_case_is_no_hint():
+    """db has two shapes too many: on one image and filter that looks like a sum that is missing."""
+
+    def backward(dout, cache):
+        dX, dW, db = homework.conv_backward(dout, cache)
+        return dX, dW, np.tile(db, (len(db), 1))
+
+    report = cnnx.grade(conv_forward=homework.conv_forward, conv_backward=backward)
+    assert report.hints == {"conv_backward": ()}
+
+
+def test_a_slow_homework_keeps_to_its_budget():
+    def forward(X, W, b, stride, pad, activation):
+        time.sleep(0.02)
+        return homework.conv_forward(X, W, b, stride, pad, activation)[0] + 1, None
+
+    started = time.monotonic()
+    report = cnnx.grade(conv_forward=forward, budget=0.4)
+    assert time.monotonic() - started < 5  # ten times the budget: the machine may be busy
+    assert not report
+    assert len(report["conv_forward"].cases) < 21
 
 
 # ---- the report

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from grading.mutants import MUTANTS
 
 import cnnx
 from cnnx.grading import CATALOGUE
+from cnnx.grading.cases import grid
+from cnnx.grading.textbook import compute
 
 HOMEWORK = Path(__file__).with_name("homework.py").read_text()
 
@@ -41,3 +44,24 @@ def test_a_mistake_is_caught_shrunk_and_told(mutant):
 def test_every_mistake_of_the_catalogue_has_a_mutant():
     proved = {(mutant[0], mutant[1]) for mutant in MUTANTS}
     assert {name for name, _ in proved} == {mistake.name for mistake in CATALOGUE}
+
+
+def differs(subject, case, slip):
+    right = compute(subject, case)
+    try:
+        wrong = compute(subject, case, slip)
+    except (ValueError, IndexError):
+        return True
+    return any(not np.array_equal(right[name], wrong[name]) for name in wrong)
+
+
+def test_every_slip_changes_the_textbook():
+    """A slip whose name is misspelt in one of the two places would prove nothing."""
+    for mistake in CATALOGUE:
+        for slip in mistake.slips:
+            changed = [
+                subject
+                for subject in mistake.subjects
+                if any(differs(subject, case, slip) for case in grid(subject))
+            ]
+            assert changed, slip
