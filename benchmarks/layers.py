@@ -177,7 +177,12 @@ def main() -> None:
         summarise(name, list(rows.values()))
     summarise("all", [row for rows in results.values() for row in rows.values()])
     if args.json:
-        args.json.write_text(json.dumps({"threads": args.threads, "layers": results}, indent=1))
+        facts = {
+            "threads": args.threads,
+            "torch": torch.__version__,
+            "instruction set": cnnx.config().get("instruction set"),
+        }
+        args.json.write_text(json.dumps({**facts, "layers": results}, indent=1))
 
 
 def summarise(name: str, rows: list[dict[str, float]]) -> None:

@@ -1,8 +1,9 @@
 """Where the layers stand under the machine's roof: ``python -m benchmarks.roofline FIGURES.json``.
 
-The file is what ``python -m benchmarks.layers --json`` wrote. The roof is measured here, with as
-many threads: multiply-adds in registers, and a sum of arrays too large for any cache (a C compiler
-must be there). A layer's intensity is its operations, counted as the direct algorithm's, by the
+The file is what ``python -m benchmarks.layers --json`` wrote. The roof is measured with as many
+threads: multiply-adds in registers, and a sum of arrays too large for any cache (a C compiler must
+be there). It is added to the file, with the machine's name, so that the picture can be drawn again
+elsewhere. A layer's intensity is its operations, counted as the direct algorithm's, by the
 bytes of its input, weights and output, each gone past once. Winograd's algorithm does fewer, and
 may pierce the roof. Needs ``matplotlib``; writes ``roofline.png``.
 """
@@ -20,15 +21,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
 from benchmarks.problems import CONVS, DESIGN, Conv
 from benchmarks.timing import cpu_name
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _ARRAY = 1 << 24  # numbers: 64 MiB, beyond any cache
 
@@ -86,23 +87,12 @@ def intensity(conv: Conv) -> float:
     return conv.flops / (4 * numbers)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("figures", type=Path, help="JSON file of benchmarks.layers")
-    parser.add_argument("--output", type=Path, default=Path("roofline.png"))
-    args = parser.parse_args()
-    figures = json.loads(args.figures.read_text())
-    threads = figures["threads"]
-    operations, bandwidth = roof(threads)
-    print(
-        f"{cpu_name()}, {threads} threads: {operations / 1e9:.0f} GFLOP/s, "
-        f"{bandwidth / 1e9:.1f} GB/s"
-    )
+def draw(figures: dict[str, Any], axes: Axes) -> None:
+    """Draw the roof of the figures and the layers below it."""
+    operations, bandwidth = figures["roof"]["FLOP/s"], figures["roof"]["bytes/s"]
     convs = {str(conv): conv for conv in (*DESIGN, *(c for group in CONVS.values() for c in group))}
-    figure, axes = pyplot.subplots(figsize=(9, 6))
     x = np.logspace(-1, 3, 200)
-    roofline = np.minimum(operations, bandwidth * x) / 1e9
-    axes.loglog(x, roofline, color="black", label="the machine")
+    axes.loglog(x, np.minimum(operations, bandwidth * x) / 1e9, color="black", label="the machine")
     for i, (name, rows) in enumerate(figures["layers"].items()):
         points = [(intensity(convs[layer]), row) for layer, row in rows.items() if layer in convs]
         if not points:
@@ -114,8 +104,28 @@ def main() -> None:
             axes.scatter(at, speed, marker=marker, color=f"C{i}", label=label)
     axes.set_xlabel("operations for each byte of input, weights and output")
     axes.set_ylabel("GFLOP/s of the direct algorithm")
-    axes.set_title(f"Forward, {threads} threads: cnnx (o), PyTorch (x)")
+    axes.set_title(f"Forward, {figures['threads']} threads: cnnx (o), PyTorch (x)")
     axes.legend(fontsize="small")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("figures", type=Path, help="JSON file of benchmarks.layers")
+    parser.add_argument("--output", type=Path, default=Path("roofline.png"))
+    args = parser.parse_args()
+    from matplotlib.figure import Figure
+
+    figures = json.loads(args.figures.read_text())
+    operations, bandwidth = roof(figures["threads"])
+    figures["machine"] = cpu_name()
+    figures["roof"] = {"FLOP/s": operations, "bytes/s": bandwidth}
+    args.figures.write_text(json.dumps(figures, indent=1) + "\n")
+    print(
+        f"{cpu_name()}, {figures['threads']} threads: {operations / 1e9:.0f} GFLOP/s, "
+        f"{bandwidth / 1e9:.1f} GB/s"
+    )
+    figure = Figure(figsize=(9, 6))
+    draw(figures, figure.subplots())
     figure.savefig(args.output, dpi=120, bbox_inches="tight")
     print(f"wrote {args.output}")
 

@@ -12,9 +12,14 @@ The way of the data is the way of the imports, one direction, no circle::
         |                          the same functions; the fallback is the readable one
     _csrc (C)                      one table of kernels per instruction set
 
-``gradcheck``, ``training``, ``serialization`` and ``cli`` stand on the public surface, like any
-user's code would. ``_shapes`` is the only place with output-size formulas.
+``gradcheck``, ``grading``, ``explain``, ``training``, ``serialization`` and ``cli`` stand on the
+public surface, like any user's code would; ``grading`` and ``explain`` are imported when they are
+first asked for. ``_shapes`` is the only place with output-size formulas.
 """
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+from typing import Any as _Any
 
 from cnnx import functional, layers
 from cnnx._config import config, empty_cache, memory_stats, set_winograd, show_config
@@ -35,6 +40,10 @@ from cnnx.optim import SGD, Adam, AdamW, CosineLR, StepLR
 from cnnx.serialization import load, save
 from cnnx.training import History, fit
 
+if TYPE_CHECKING:
+    from cnnx import explain as explain
+    from cnnx.grading import grade as grade
+
 __all__ = [
     "SGD",
     "Adam",
@@ -50,10 +59,12 @@ __all__ = [
     "config",
     "empty_cache",
     "eval_numerical_gradient",
+    "explain",
     "fit",
     "functional",
     "get_num_threads",
     "gradcheck",
+    "grade",
     "layers",
     "load",
     "memory_stats",
@@ -66,3 +77,12 @@ __all__ = [
     *functional.__all__,
     *layers.__all__,
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """Import what most programs never use when it is first asked for."""
+    if name == "explain":
+        return _import_module("cnnx.explain")
+    if name == "grade":
+        return _import_module("cnnx.grading").grade
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -101,6 +101,27 @@ def eval_numerical_gradient(
 ) -> Array:
     """Do what :func:`numerical_gradient` does, under the classroom's name for it.
 
+    Parameters
+    ----------
+    f : callable
+        Takes x and returns a number or an array.
+    x : ndarray, float32 or float64
+        Where to measure; moved in place and put back.
+    df : ndarray, optional
+        The upstream gradient, in the shape of f(x); None means ones.
+    h : float
+        The step.
+
+    Returns
+    -------
+    ndarray
+        In the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`numerical_gradient`.
+
     Examples
     --------
     >>> import numpy as np, cnnx

@@ -107,6 +107,16 @@ def load(path: PathLike, model: M, strict: bool = True) -> M:
     -----
     Weights of PyTorch fit as they are, but for linear layers, whose weight is the transpose of
     :class:`cnnx.Dense`'s, and ``num_batches_tracked``, which has no counterpart.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, cnnx
+    >>> trained, fresh = cnnx.Dense(4, 2, rng=0), cnnx.Dense(4, 2, rng=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cnnx.save(trained, f"{folder}/dense.npz")
+    ...     fresh = cnnx.load(f"{folder}/dense.npz", fresh)
+    >>> bool((fresh.params["weight"] == trained.params["weight"]).all())
+    True
     """
     state = _read(path)
     if hasattr(model, "load_state_dict"):

@@ -79,7 +79,8 @@ def fit(
         Whether to show loss, accuracy and images per second: a bar where standard output is a
         terminal and rich is installed, plain lines otherwise.
     callback : callable, optional
-        Called after every batch with a :class:`Step`. It may raise, ``KeyboardInterrupt`` too.
+        Called after every batch with a :class:`cnnx.training.Step`. It may raise,
+        ``KeyboardInterrupt`` too.
     checkpoint : path, optional
         File (npz, no pickle) to save to after every epoch and when interrupted; it appears whole
         or not at all.
@@ -197,7 +198,7 @@ def evaluate(
     x : ndarray, shape (N, ...)
         Inputs.
     y : ndarray, shape (N, ...)
-        Targets, as for :func:`fit`.
+        Targets, as for :func:`cnnx.fit`.
     loss : object with forward, optional
         Default ``SoftmaxCrossEntropy()``.
     batch_size : int

@@ -155,14 +155,12 @@ def test_documentation(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_have_examples(name: str) -> None:
-    # What `save` writes `load` reads: one example shows both.
-    assert "Examples" in headings("save" if name == "load" else name)
+    assert "Examples" in headings(name)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name in cnnx.layers.__all__])
-def test_layers_have_examples(name: str) -> None:
-    if name != "Container":  # a base class: its examples are Sequential and Residual
-        assert "Examples" in headings(name)
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_have_examples(name: str) -> None:
+    assert "Examples" in headings(name)
 
 
 @pytest.mark.skipif(np.__version__.startswith("1."), reason="NumPy 1 writes scalars differently")
@@ -181,7 +179,7 @@ def test_examples_are_found() -> None:
         for test in finder.find(importlib.import_module(module))
         if test.examples
     }
-    assert set(FUNCTIONS) - {"load"} <= found
+    assert {*FUNCTIONS, *CLASSES} <= found
 
 
 # ---------------------------------------------------------------------------- importing

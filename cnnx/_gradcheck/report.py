@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnx._notebook import html_table
+
+_HEADS = (
+    "gradient of", "shape", "checked", "kinks", "worst error", "at", "analytic", "numeric", "",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class GradcheckEntry:
@@ -57,6 +63,17 @@ class GradcheckReport:
         One for each input and parameter; ``report["0.weight"]`` finds one by name.
     rtol : float
         The relative error that passes.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> x = np.array([0.5, -1.5])
+    >>> report = cnnx.gradcheck(np.square, x, backward=lambda grad_out, x: grad_out * x)  # no 2
+    >>> bool(report)
+    False
+    >>> worst = report.worst
+    >>> round(worst.analytic / worst.numeric, 6)
+    0.5
     """
 
     name: str
@@ -86,8 +103,26 @@ class GradcheckReport:
 
     def __str__(self) -> str:
         """The table as text."""
-        heads = "gradient of|shape|checked|kinks|worst error|at|analytic|numeric|"
-        rows = [tuple(heads.split("|"))]
+        rows = [_HEADS, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [self._title()]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join(lines + self._notes())
+
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        failed = [number for number, entry in enumerate(self.entries) if not entry.passed]
+        return html_table(self._title(), _HEADS, self._rows(), self._notes(), failed)
+
+    def _title(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        return f"gradcheck of {self.name}: {verdict} (relative error at most {self.rtol:g})"
+
+    def _notes(self) -> list[str]:
+        return [f"{entry.name}: {entry.note}" for entry in self.entries if entry.note]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
         for e in self.entries:
             where = "" if e.index is None else str(e.index)
             shape = "x".join(map(str, e.shape)) or "number"
@@ -95,16 +130,28 @@ class GradcheckReport:
             verdict = "ok" if e.passed else "WRONG"
             size = int(np.prod(e.shape, dtype=np.int64))
             rows.append((e.name, shape, f"{e.checked}/{size}", str(e.kinks), *values, verdict))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        verdict = "passed" if self.passed else "FAILED"
-        lines = [f"gradcheck of {self.name}: {verdict} (relative error at most {self.rtol:g})"]
-        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines += [f"{entry.name}: {entry.note}" for entry in self.entries if entry.note]
-        return "\n".join(lines)
+        return rows
 
 
 class GradcheckError(AssertionError):
-    """Raised by ``gradcheck(..., raise_on_failure=True)``; its `report` says what is wrong."""
+    """Raised by ``gradcheck(..., raise_on_failure=True)``; its `report` says what is wrong.
+
+    Parameters
+    ----------
+    report : GradcheckReport
+        What was found; it is the message, and the attribute `report`.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> def wrong(grad_out, x):
+    ...     return grad_out * x  # the gradient of x**2 without its 2
+    >>> try:
+    ...     cnnx.gradcheck(np.square, np.ones(3), backward=wrong, raise_on_failure=True)
+    ... except cnnx.GradcheckError as error:
+    ...     print(error.report["x"].passed)
+    False
+    """
 
     def __init__(self, report: GradcheckReport) -> None:
         super().__init__(report)

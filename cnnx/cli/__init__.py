@@ -1,6 +1,7 @@
 """The command ``cnnx``: one subcommand a verb, the larger ones in files of their own.
 
-Exit status: 0 when all went well, 1 when a gradient check failed, 2 for a wrong call or a damaged
+Exit status: 0 when all went well, 1 when a gradient check or a
+grading failed, 2 for a wrong call or a damaged
 file, 130 after Ctrl-C (128 plus the number of the signal, as shells have it).
 """
 
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from cnnx._version import __version__
-from cnnx.cli import train
+from cnnx.cli import explain, grade, train
 
 __all__ = ["main"]
 
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     gradcheck.add_argument("--plain", action="store_true", help="a plain table, also where rich is")
     gradcheck.set_defaults(run=_gradcheck)
 
+    grade.add_parser(commands)
+    explain.add_parser(commands)
     train.add_parser(commands)
     return parser
 

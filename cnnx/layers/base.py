@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from inspect import signature
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cnnx._notebook import layer_table
 
 Array = NDArray[Any]
 L = TypeVar("L", bound="Layer")
@@ -32,8 +35,35 @@ class LayerLike(Protocol):
         """Return the gradient of the last forward's input."""
 
 
+def _no_arrays(layer: Any) -> dict[str, Array]:
+    return {}
+
+
 class Layer(ABC):
-    """Base class of the layers; subclass it, or write any class with forward and backward.
+    """Base class of the layers, and of your own: five lines make one.
+
+    ::
+
+        class Square(cnnx.Layer):
+            def forward(self, x):
+                self.x = x
+                return x * x
+            def backward(self, grad_out):
+                return 2 * self.x * grad_out
+
+    That is all that `Sequential`, `gradcheck`, `fit`, `save`, `load` and `explain` need:
+
+    - ``forward(x)`` returns the output, in the dtype of x, and keeps on the layer what backward
+      will need of this call.
+    - ``backward(grad_out)`` gets the gradient of the loss by that output, in its shape, and returns
+      the gradient by x, in x's shape: grad_out times the derivative (the chain rule).
+    - A parameter is one line in ``__init__``: ``self.params["name"] = array``. Then backward also
+      puts its gradient, in the same shape, into ``self.grads["name"]``; it assigns, and does not
+      add to the gradient of the step before.
+
+    Do not write into x, grad_out or anything kept. They are not copied: what is changed in place
+    between forward and backward, by this layer or by a neighbour that kept the same array, gives
+    wrong gradients without an error. ``cnnx.gradcheck(layer, x)`` shows it.
 
     Attributes
     ----------
@@ -56,8 +86,7 @@ class Layer(ABC):
     >>> import numpy as np, cnnx
     >>> class Scale(cnnx.Layer):
     ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.params["factor"] = np.ones(1)
+    ...         self.params["factor"] = np.ones(1, np.float32)
     ...
     ...     def forward(self, x):
     ...         self.x = x
@@ -71,22 +100,21 @@ class Layer(ABC):
     >>> layer(np.array([1.0, 2.0]))
     array([3., 6.])
     >>> layer.state_dict()
-    {'factor': array([3.])}
+    {'factor': array([3.], dtype=float32)}
+    >>> bool(cnnx.gradcheck(layer, np.array([1.0, 2.0])))
+    True
     """
 
-    params: dict[str, Array]
-    grads: dict[str, Array]
-    buffers: dict[str, Array]
     training = True
     frozen = False
     needs_input_grad = True
     _saved: tuple[Any, ...] | None = None
     _kept: Any = None  # what a frozen layer has derived from its parameters
 
-    def __init__(self) -> None:
-        self.params = {}
-        self.grads = {}
-        self.buffers = {}
+    # Made when they are first asked for, so that a layer of one's own needs no super().__init__().
+    params = cached_property(_no_arrays)
+    grads = cached_property(_no_arrays)
+    buffers = cached_property(_no_arrays)
 
     @abstractmethod
     def forward(self, x: Array) -> Array:
@@ -200,13 +228,17 @@ class Layer(ABC):
             )
         return self._saved
 
+    def _repr_html_(self) -> str:
+        """The layers, their sizes and their parameters as a table, for notebooks."""
+        return layer_table(self)
+
     def __repr__(self) -> str:
         """The constructor's arguments, those that differ from their defaults."""
         values = {**vars(self), "bias": "bias" in self.params}
         shown = []
         for name, parameter in signature(type(self)).parameters.items():
             value = values.get(name, parameter.default)
-            if name != "rng" and value != parameter.default:
+            if name != "rng" and np.any(value != parameter.default):  # an array has many answers
                 text = value.name if isinstance(value, np.dtype) else value
                 shown.append(f"{name}={text!r}")
         return f"{type(self).__name__}({', '.join(shown)})"

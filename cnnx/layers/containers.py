@@ -25,6 +25,28 @@ class Container(Layer):
         If a child has no forward and backward.
     ValueError
         If one layer is used in two places.
+
+    Examples
+    --------
+    >>> import numpy as np, cnnx
+    >>> class Sum(cnnx.Container):
+    ...     def __init__(self, first, second):
+    ...         self.first, self.second = first, second
+    ...         super().__init__()
+    ...
+    ...     def children(self):
+    ...         return {"first": self.first, "second": self.second}
+    ...
+    ...     def forward(self, x):
+    ...         return self.first(x) + self.second(x)
+    ...
+    ...     def backward(self, grad_out):
+    ...         return self.first.backward(grad_out) + self.second.backward(grad_out)
+    >>> layer = Sum(cnnx.ReLU(), cnnx.Dense(2, 2, rng=0))
+    >>> list(layer.params)
+    ['second.weight', 'second.bias']
+    >>> bool(cnnx.gradcheck(layer, np.array([[1.0, -2.0]])))
+    True
     """
 
     def __init__(self) -> None:

@@ -15,8 +15,8 @@ _GRAD_OUT = (("grad_out", None, "", True),)
 class Dropout(Layer):
     """In training, set each element to 0 with probability p, and divide the others by 1 - p.
 
-    The division keeps the expected value, so that after :meth:`eval` the layer is the identity
-    (Srivastava et al. 2014, JMLR 15; this form is called inverted dropout).
+    The division keeps the expected value, so that after :meth:`~cnnx.Layer.eval` the layer is the
+    identity (Srivastava et al. 2014, JMLR 15; this form is called inverted dropout).
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Dropout(Layer):
         self.rng = np.random.default_rng(rng)
 
     def forward(self, x: Array) -> Array:
-        """Return x with elements dropped; x itself after :meth:`eval`."""
+        """Return x with elements dropped; x itself after :meth:`~cnnx.Layer.eval`."""
         (x,) = check.floats(_X, x)
         if not self.training or self.p == 0:
             self._saved = (x.shape, None)

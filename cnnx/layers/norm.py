@@ -23,7 +23,8 @@ class BatchNorm2D(Layer):
 
     In training, mean and (biased) variance are those of the batch, and the running ones move
     towards them: running = (1 - momentum) * running + momentum * batch, with the unbiased variance.
-    After :meth:`eval` the running ones are used (Ioffe and Szegedy 2015, arXiv:1502.03167).
+    After :meth:`~cnnx.Layer.eval` the running ones are used (Ioffe and Szegedy 2015,
+    arXiv:1502.03167).
 
     Parameters
     ----------
