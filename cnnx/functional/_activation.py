@@ -24,8 +24,8 @@ def _check_sizes(x: Array) -> None:
 
 
 def _like(x: Array) -> Array:
-    """Return a new array of x's shape; made flat, for backends stop at 8 dimensions."""
-    return empty((x.size,), x).reshape(x.shape)
+    """Return a new array of x's shape; made flat where a backend would stop, at 8 dimensions."""
+    return empty(x.shape, x) if x.ndim <= 8 else empty((x.size,), x).reshape(x.shape)
 
 
 def _forward(kind: str, x: Array, alpha: float = 0.0) -> Array:
