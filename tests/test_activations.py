@@ -288,8 +288,15 @@ def test_batch_norm_by_hand(implementation: str, dtype: Any) -> None:
 # The last three: two pieces of a batch; more channels than a task takes; both.
 @pytest.mark.parametrize(
     "shape",
-    [(4, 3, 5, 6), (1, 2, 3, 3), (9, 1, 1, 1), (2, 5, 17, 19)]
-    + [(10, 3, 8, 8), (2, 70, 4, 4), (9, 131, 8, 8)],
+    [
+        (4, 3, 5, 6),
+        (1, 2, 3, 3),
+        (9, 1, 1, 1),
+        (2, 5, 17, 19),
+        (10, 3, 8, 8),
+        (2, 70, 4, 4),
+        (9, 131, 8, 8),
+    ],
 )
 def test_batch_norm(shape: Any, implementation: str, dtype: Any, rng: np.random.Generator) -> None:
     x, weight, bias, _ = norm_inputs(rng, dtype, shape)

@@ -104,9 +104,13 @@ def floating(name: str, value: object, shape: Shape | None = None) -> Array:
 
 def index_array(value: object, name: str, shape: Shape) -> Array:
     """Bring an array of indices to C-contiguous, native int64."""
-    if type(value) is _ARRAY and value.dtype is _INT64 and value.shape == shape:
-        if value.flags.carray:
-            return value
+    if (
+        type(value) is _ARRAY
+        and value.dtype is _INT64
+        and value.shape == shape
+        and value.flags.carray
+    ):
+        return value
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
         what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else _described(value)
         raise TypeError(f"{name} is {what}, expected a NumPy array of integers (int64)")

@@ -11,7 +11,8 @@ from typing import Any
 
 from cnnx.functional._activation import add
 from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
-from cnnx.layers.fusion import fused
+from cnnx.layers.fusion import fused, relu_of_maxima
+from cnnx.layers.pool import MaxPool2D
 
 
 class Container(Layer):
@@ -136,8 +137,16 @@ class Sequential(Container):
 
     def backward(self, grad_out: Array) -> Array:
         """Return the gradient of the first layer's input; every layer fills its grads."""
-        for layer in reversed(self.layers):
-            grad_out = layer.backward(grad_out)
+        layers: list[Any] = self.layers
+        done: Any = None  # the layer whose ReLU the gradient has been through
+        for number in range(len(layers) - 1, -1, -1):
+            layer = layers[number]
+            if type(layer) is MaxPool2D and relu_of_maxima(layers, number):
+                grad_out, done = layer._after_relu(grad_out), layers[number - 1]
+            elif layer is done:
+                grad_out = done._before_activation(grad_out)
+            else:
+                grad_out = layer.backward(grad_out)
         return grad_out
 
     def __getitem__(self, number: int) -> Any:
