@@ -698,11 +698,11 @@ def activation_backward_from_output(cnp.ndarray grad_out, cnp.ndarray y, kind, c
     run_elementwise(table(y).activation_backward, &p, y, grad_x, kind, 0)
 
 
-def add(cnp.ndarray x, cnp.ndarray other, cnp.ndarray out):
-    """Fill `out` with x + other."""
+def add(cnp.ndarray x, cnp.ndarray other, activation, cnp.ndarray out):
+    """Fill `out` with act(x + other); the activation is relu or none."""
     cdef cnnx_elementwise p
     p.other = cnp.PyArray_DATA(other)
-    run_elementwise(table(x).add, &p, x, out, None, 0)
+    run_elementwise(table(x).add, &p, x, out, activation, 0)
 
 
 def softmax(cnp.ndarray x, bint log, cnp.ndarray out):

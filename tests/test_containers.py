@@ -143,6 +143,21 @@ def test_residual_by_hand() -> None:
     assert_array_equal(both.backward(x), [6.0, 12.0])
 
 
+def test_residual_with_relu(backend: str, rng: np.random.Generator) -> None:
+    x, grad_out = rng.standard_normal((2, 3, 2, 5, 5), np.float32)
+    bodies = [cnnx.Conv2D(2, 2, 3, padding=1, rng=0) for _ in range(2)]
+    fused = cnnx.Residual(bodies[0], activation="relu")
+    plain = cnnx.Sequential(cnnx.Residual(bodies[1]), cnnx.ReLU())
+    assert_array_equal(fused(x), plain(x))
+    assert_array_equal(fused.backward(grad_out), plain.backward(grad_out))
+    assert_array_equal(bodies[0].grads["weight"], bodies[1].grads["weight"])
+    assert_array_equal(fused.freeze()(x), plain(x))
+    with pytest.raises(RuntimeError, match="frozen"):
+        fused.backward(grad_out)
+    with pytest.raises(ValueError, match="activation is 'tanh'"):
+        cnnx.Residual(bodies[0], activation="tanh")  # type: ignore[arg-type]
+
+
 def test_residual_does_not_broadcast() -> None:
     block = cnnx.Residual(cnnx.Conv2D(1, 3, 1))
     x = np.ones((2, 1, 4, 4), np.float32)

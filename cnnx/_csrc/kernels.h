@@ -227,7 +227,7 @@ typedef struct {
     cnnx_task matmul;
     cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward;
     cnnx_task activation, activation_backward;
-    cnnx_task add;                 /* y = x + other */
+    cnnx_task add;                 /* y = x + other, or relu of it */
     cnnx_task softmax, softmax_backward, cross_entropy;
     cnnx_task sgd, adam;
     void (*norm_plan)(cnnx_norm *);

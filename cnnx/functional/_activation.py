@@ -7,6 +7,8 @@ library like the sum, which is a residual block's.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cnnx import _dispatch
 from cnnx.functional._arguments import Array, choice, empty, floats, number, require_shape
 
@@ -63,12 +65,12 @@ def activation_backward_from_output(grad_out: Array, y: Array, kind: str | None)
     return grad_x
 
 
-def add(x: Array, other: Array) -> Array:
-    """Return x + other, for arrays of one shape."""
+def add(x: Array, other: Array, activation: Literal["relu"] | None = None) -> Array:
+    """Return activation(x + other), for arrays of one shape."""
     x, other = floats(_SUM, x, other)
     out = _like(x)
     if x.size:
-        _dispatch.backend().add(x, other, out)
+        _dispatch.backend().add(x, other, activation, out)
     return out
 
 
