@@ -397,9 +397,11 @@ def activation_backward_from_output(grad_out: _Array, y: _Array, kind: str, grad
 
 
 @_quiet(all="ignore")
-def add(x: _Array, other: _Array, out: _Array) -> None:
-    """Fill `out` with x + other."""
+def add(x: _Array, other: _Array, activation: str | None, out: _Array) -> None:
+    """Fill `out` with act(x + other); the activation is relu or none."""
     np.add(x, other, out=out)
+    if activation is not None:
+        out[...] = _ACTIVATIONS[activation](out, 0.0)
 
 
 @_quiet(all="ignore")

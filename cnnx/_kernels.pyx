@@ -121,6 +121,8 @@ cdef extern from "_csrc/kernels.h" nogil:
         int64_t N, C, area
         double eps
         int batch_stats, activation
+        double *sums
+        int64_t pieces, tasks
 
     ctypedef struct cnnx_kernels:
         const char *isa
@@ -148,7 +150,8 @@ cdef extern from "_csrc/kernels.h" nogil:
         cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward
         cnnx_task activation, activation_backward, add
         cnnx_task softmax, softmax_backward, cross_entropy, sgd, adam
-        cnnx_task norm_stats, norm, norm_backward
+        void (*norm_plan)(cnnx_norm *) noexcept
+        cnnx_task norm_sums, norm, norm_backward_sums, norm_backward
 
     ctypedef struct cnnx_pool_stats:
         size_t in_use, cached, peak, limit
@@ -638,6 +641,7 @@ def conv2d_grad_bias(cnp.ndarray grad_out, cnp.ndarray grad_bias):
     cdef cnnx_norm p
     p.grad, p.y = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(grad_bias)
     p.N, p.C, p.area = grad_out.shape[0], grad_out.shape[1], grad_out.shape[2] * grad_out.shape[3]
+    p.pieces = 1
     cdef int64_t tasks = p.C if p.area > 1 else (p.C + CNNX_COLUMNS - 1) // CNNX_COLUMNS
     run(table(grad_out).conv_bias, &p, tasks, 0, threads_for(MOVE * p.N * p.C * p.area))
 
@@ -749,11 +753,11 @@ def activation_backward_from_output(cnp.ndarray grad_out, cnp.ndarray y, kind, c
     run_elementwise(table(y).activation_backward, &p, y, grad_x, kind, 0)
 
 
-def add(cnp.ndarray x, cnp.ndarray other, cnp.ndarray out):
-    """Fill `out` with x + other."""
+def add(cnp.ndarray x, cnp.ndarray other, activation, cnp.ndarray out):
+    """Fill `out` with act(x + other); the activation is relu or none."""
     cdef cnnx_elementwise p
     p.other = cnp.PyArray_DATA(other)
-    run_elementwise(table(x).add, &p, x, out, None, 0)
+    run_elementwise(table(x).add, &p, x, out, activation, 0)
 
 
 def softmax(cnp.ndarray x, bint log, cnp.ndarray out):
@@ -792,27 +796,34 @@ def cross_entropy(cnp.ndarray x, cnp.ndarray target, double smoothing, cnp.ndarr
     return -1
 
 
-cdef int64_t describe_norm(cnnx_norm *p, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var) except -1:
+cdef int run_norm(cnnx_norm *p, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, cnnx_task sums,
+                  cnnx_task task) except -1:
+    """Run `sums` (NULL where there is nothing to sum up) and `task`."""
     p.x, p.mean, p.var = cnp.PyArray_DATA(x), cnp.PyArray_DATA(mean), cnp.PyArray_DATA(var)
     p.N, p.C, p.area = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    return p.N * p.C * p.area
+    table(x).norm_plan(p)
+    cdef int threads = threads_for(MOVE * p.N * p.C * p.area)
+    cdef _Block pieces = take(2 * p.pieces * p.C * sizeof(double))
+    p.sums = <double *>pieces.data
+    if sums != NULL and p.pieces > 1:
+        run(sums, p, p.tasks, 0, threads)
+    return run(task, p, p.tasks, 0, threads)
 
 
 def batch_norm2d_stats(cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var):
     """Fill `mean` and `var` (biased) of each channel."""
     cdef cnnx_norm p
-    cdef int64_t work = describe_norm(&p, x, mean, var)
-    run(table(x).norm_stats, &p, p.C, 0, threads_for(MOVE * work))
+    p.y, p.batch_stats = NULL, True
+    run_norm(&p, x, mean, var, table(x).norm_sums, table(x).norm)
 
 
 def batch_norm2d(cnp.ndarray x, weight, bias, cnp.ndarray mean, cnp.ndarray var, double eps,
                  bint batch_stats, activation, cnp.ndarray out):
     """Fill `out` with act((x - mean) / sqrt(var + eps) * weight + bias), both statistics too if asked."""
     cdef cnnx_norm p
-    cdef int64_t work = describe_norm(&p, x, mean, var)
     p.weight, p.bias, p.y, p.eps = data_or_null(weight), data_or_null(bias), cnp.PyArray_DATA(out), eps
     p.batch_stats, p.activation = batch_stats, ACTIVATIONS[activation]
-    run(table(x).norm, &p, p.C, 0, threads_for(MOVE * work))
+    run_norm(&p, x, mean, var, table(x).norm_sums if batch_stats else NULL, table(x).norm)
 
 
 def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, bias, cnp.ndarray mean,
@@ -820,12 +831,11 @@ def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, bias, cnp
                           cnp.ndarray grad_weight, cnp.ndarray grad_bias):
     """Fill the three gradients; `batch_stats`: mean and var depend on x."""
     cdef cnnx_norm p
-    cdef int64_t work = describe_norm(&p, x, mean, var)
     p.grad, p.weight, p.y = cnp.PyArray_DATA(grad_out), data_or_null(weight), cnp.PyArray_DATA(grad_x)
     p.bias, p.activation = data_or_null(bias), ACTIVATIONS[activation]
     p.grad_weight, p.grad_bias = cnp.PyArray_DATA(grad_weight), cnp.PyArray_DATA(grad_bias)
     p.eps, p.batch_stats = eps, batch_stats
-    run(table(x).norm_backward, &p, p.C, 0, threads_for(MOVE * work))
+    run_norm(&p, x, mean, var, table(x).norm_backward_sums, table(x).norm_backward)
 
 
 cdef int run_optim(cnnx_task task, cnnx_optim *p, cnp.ndarray param, cnp.ndarray grad) except -1:

@@ -194,6 +194,7 @@ def _sequential() -> Iterator[Case]:
 def _residual() -> Iterator[Case]:
     yield Case(lambda: cnnx.Residual(_body(4, 4)), (_IMAGE,))
     yield Case(lambda: cnnx.Residual(cnnx.Sigmoid()), (_IMAGE,))
+    yield Case(lambda: cnnx.Residual(_body(4, 4), activation="relu"), (_IMAGE,))
     yield Case(lambda: cnnx.Residual(_body(4, 2, 2), cnnx.Conv2D(4, 2, 1, 2, rng=2)), (_IMAGE,))
     yield Case(lambda: cnnx.Residual(_body(4, 4).eval(), cnnx.Residual(cnnx.Tanh())), (_IMAGE,))
 

@@ -211,7 +211,7 @@ def resnet20(
             shortcut = None
             if stride != 1 or width != out:
                 shortcut = Sequential(*_conv_norm(width, out, 1, stride, None, dtype, rng))
-            layers += [Residual(body, shortcut), ReLU()]
+            layers.append(Residual(body, shortcut, activation="relu"))
             width = out
     return Sequential(*layers, GlobalAvgPool2D(), Dense(width, classes, dtype=dtype, rng=rng))
 

@@ -285,7 +285,19 @@ def test_batch_norm_by_hand(implementation: str, dtype: Any) -> None:
     assert_close(again, np.array([-0.5, 0, 0.5, 0]).reshape(2, 2, 1, 1), roundings=8, scale=1.0)
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (1, 2, 3, 3), (9, 1, 1, 1), (2, 5, 17, 19)])
+# The last three: two pieces of a batch; more channels than a task takes; both.
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (4, 3, 5, 6),
+        (1, 2, 3, 3),
+        (9, 1, 1, 1),
+        (2, 5, 17, 19),
+        (10, 3, 8, 8),
+        (2, 70, 4, 4),
+        (9, 131, 8, 8),
+    ],
+)
 def test_batch_norm(shape: Any, implementation: str, dtype: Any, rng: np.random.Generator) -> None:
     x, weight, bias, _ = norm_inputs(rng, dtype, shape)
     wide = x.astype(np.float64)
@@ -302,8 +314,10 @@ def test_batch_norm(shape: Any, implementation: str, dtype: Any, rng: np.random.
     assert_close(out, expected, roundings=60, scale=scale)
 
 
-# The last two are more than one block of 4096 numbers, of a plane and of many small ones.
-@pytest.mark.parametrize("shape", [(8, 2, 16, 16), (2, 2, 70, 71), (1400, 3, 3, 1)])
+# More than one block of 4096 numbers, of a plane and of many small ones; seven pieces of a batch.
+@pytest.mark.parametrize(
+    "shape", [(8, 2, 16, 16), (2, 2, 70, 71), (1400, 3, 3, 1), (20, 2, 11, 13)]
+)
 def test_batch_norm_does_not_cancel(shape: Any, implementation: str, dtype: Any, rng: Any) -> None:
     # mean(x**2) - mean**2 would lose all digits here: the mean is 1000 deviations off zero.
     x = rng.standard_normal(shape) + 1000
@@ -315,9 +329,10 @@ def test_batch_norm_does_not_cancel(shape: Any, implementation: str, dtype: Any,
     assert_close(mean, x.astype(np.float64).mean(axis=(0, 2, 3)), roundings=45)  # sqrt(2048)
 
 
-# Rows of a vector and a bit; of less than one; more than a block of 4096 numbers of each.
+# Rows of a vector and a bit; of less than one; more than a block of 4096 numbers of each; pieces.
 @pytest.mark.parametrize(
-    "shape", [(4, 3, 5, 6), (3, 2, 1, 2), (2, 2, 70, 71), (1400, 3, 3, 1), (2, 3, 7, 9)]
+    "shape",
+    [(4, 3, 5, 6), (3, 2, 1, 2), (2, 2, 70, 71), (1400, 3, 3, 1), (2, 3, 7, 9), (20, 70, 5, 5)],
 )
 @pytest.mark.parametrize("kind", ["relu", "relu6"])
 def test_batch_norm_with_activation(
@@ -339,7 +354,7 @@ def test_batch_norm_with_activation(
 
 
 @pytest.mark.parametrize(
-    "shape", [(4, 3, 5, 6), (1, 2, 3, 3), (2, 3, 7, 9), (40, 2, 1, 2), (6, 2, 4, 4)]
+    "shape", [(4, 3, 5, 6), (1, 2, 3, 3), (2, 3, 7, 9), (40, 2, 1, 2), (6, 2, 4, 4), (9, 2, 8, 8)]
 )
 def test_batch_norm_gradients(shape: Any, implementation: str, dtype: Any, rng: Any) -> None:
     x, weight, bias, grad_out = norm_inputs(rng, dtype, shape)

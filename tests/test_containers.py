@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import cnnx
+from cnnx.layers.fusion import relu_of_maxima
 
 
 def net(rng: int = 0) -> cnnx.Sequential:
@@ -140,6 +141,21 @@ def test_residual_by_hand() -> None:
     both = cnnx.Residual(Double(), cnnx.Sequential(Double(), Double()))
     assert_array_equal(both(x), [6.0, 12.0])
     assert_array_equal(both.backward(x), [6.0, 12.0])
+
+
+def test_residual_with_relu(backend: str, rng: np.random.Generator) -> None:
+    x, grad_out = rng.standard_normal((2, 3, 2, 5, 5), np.float32)
+    bodies = [cnnx.Conv2D(2, 2, 3, padding=1, rng=0) for _ in range(2)]
+    fused = cnnx.Residual(bodies[0], activation="relu")
+    plain = cnnx.Sequential(cnnx.Residual(bodies[1]), cnnx.ReLU())
+    assert_array_equal(fused(x), plain(x))
+    assert_array_equal(fused.backward(grad_out), plain.backward(grad_out))
+    assert_array_equal(bodies[0].grads["weight"], bodies[1].grads["weight"])
+    assert_array_equal(fused.freeze()(x), plain(x))
+    with pytest.raises(RuntimeError, match="frozen"):
+        fused.backward(grad_out)
+    with pytest.raises(ValueError, match="activation is 'tanh'"):
+        cnnx.Residual(bodies[0], activation="tanh")  # type: ignore[arg-type]
 
 
 def test_residual_does_not_broadcast() -> None:
@@ -302,3 +318,67 @@ def test_missing_and_unexpected_names() -> None:
     for name, array in model.state_dict().items():
         expected = before[name] if name in ("5.weight", "1.running_var") else state[name]
         assert array.tobytes() == expected.tobytes(), name
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("window", [{"pool_size": 2}, {"pool_size": 3, "stride": 2, "padding": 1}])
+def test_relu_before_a_max_pool(
+    backend: str, window: dict[str, int], separate: bool, rng: np.random.Generator
+) -> None:
+    # The gradient goes through the ReLU at the maxima: what it is layer by layer, to the last bit.
+    relu = [cnnx.ReLU()] if separate else []
+    conv = cnnx.Conv2D(2, 5, 3, activation=None if separate else "relu", rng=1)
+    pool = cnnx.MaxPool2D(**window)
+    model = cnnx.Sequential(conv, *relu, pool, cnnx.Conv2D(5, 3, 2, rng=2))
+    x = rng.standard_normal((4, 2, 11, 11), np.float32)
+    out = model(x)
+    assert relu_of_maxima(model.layers, len(relu) + 1)
+    grad_out = rng.standard_normal(out.shape, np.float32)
+    grad_x, grads = model.backward(grad_out), {**model.grads}
+    expected = grad_out
+    for layer in reversed(model.layers):
+        expected = layer.backward(expected)
+    np.testing.assert_array_equal(grad_x, expected)
+    for name, grad in model.grads.items():
+        np.testing.assert_array_equal(grads[name], grad)
+
+
+def test_relu_before_a_max_pool_only_where_nobody_can_tell(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((2, 1, 6, 6))
+
+    class Doubled(cnnx.Layer):
+        """Changes its input, as the library's layers never do."""
+
+        def forward(self, x: Any) -> Any:
+            x *= -2
+            return x
+
+        def backward(self, grad_out: Any) -> Any:
+            return grad_out * -2
+
+    class Own(cnnx.Conv2D):
+        pass
+
+    def model(
+        conv: Any = cnnx.Conv2D, activation: Any = "relu", after: Any = ()
+    ) -> cnnx.Sequential:
+        first = conv(1, 2, 3, padding=1, activation=activation, dtype="float64", rng=0)
+        last = [cnnx.Flatten(), cnnx.Dense(18, 2, dtype="float64", rng=1)]
+        return cnnx.Sequential(first, cnnx.MaxPool2D(2), *after, *last)
+
+    nets = {
+        "plain": model(),
+        "subclass": model(conv=Own),
+        "tanh": model(activation="tanh"),
+        "in place": model(after=[Doubled()]),
+        "override": model(),
+        "other input": model(),
+    }
+    nets["override"][0].backward = lambda grad_out: "mine"
+    for name, net in nets.items():
+        net(x)
+        if name == "other input":
+            net[1](x.repeat(2, axis=1))
+        assert relu_of_maxima(net.layers, 1) == (name == "plain"), name
+    assert nets["override"].backward(np.ones((2, 2))) == "mine"
+    assert cnnx.gradcheck(nets["plain"], x)

@@ -194,6 +194,7 @@ def test_brief_waits_while_openmp_is_loaded(monkeypatch: pytest.MonkeyPatch) -> 
 # ---------------------------------------------------------------------------- the same bits
 
 IMAGES = (3, 9, 41, 39)  # enough work for convolution and pooling to split,
+BATCH = (20, 70, 12, 12)  # which batch normalisation cuts into pieces
 MANY = (3, 12, 61, 61)  # and for what does one operation on each element
 ROWS = (700, 150)
 
@@ -295,6 +296,8 @@ SPLIT: dict[str, list[Call]] = {
     "batch_norm2d": [
         Call("batch_norm2d", {"x": MANY, "weight": (12,), "bias": (12,)}),
         Call("batch_norm2d_backward", {"grad_out": MANY, "x": MANY, "weight": (12,)}),
+        Call("batch_norm2d", {"x": BATCH, "weight": (70,), "bias": (70,)}),
+        Call("batch_norm2d_backward", {"grad_out": BATCH, "x": BATCH, "weight": (70,)}),
     ],
     "conv_forward": [Call("conv_forward", {"X": IMAGES, "W": (10, 9, 3, 3), "b": (10,)})],
 }

@@ -74,8 +74,10 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .cross_entropy = FN(cross_entropy),
     .sgd = FN(sgd),
     .adam = FN(adam),
-    .norm_stats = FN(norm_stats),
+    .norm_plan = FN(norm_plan),
+    .norm_sums = FN(norm_sums),
     .norm = FN(norm),
+    .norm_backward_sums = FN(norm_backward_sums),
     .norm_backward = FN(norm_backward),
 };
 

@@ -69,6 +69,7 @@ FN(lanes)(const int m, const int n, const cnnx_conv *p, int64_t rows, const T *y
             UNROLL for (int r = 0; r < m; r++) d[r] = *(const VU *)(y + r * plane + j);
             UNROLL for (int k = 0; k < n; k++) {
                 V a = *(const VU *)(from[k] + at);
+                KEEP(a); /* loaded once: most of these vectors cross a cache line, and count double */
                 UNROLL for (int r = 0; r < m; r++) c[r][k] += a * d[r];
             }
         }

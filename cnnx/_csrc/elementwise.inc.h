@@ -71,6 +71,9 @@ static void FN(add)(const void *problem, int64_t task, void *scratch)
     const T *x = p->x, *g = p->other;
     T *y = p->y;
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
+    if (p->kind == CNNX_RELU) {
+        EACH_VECTOR(FN(relu)(v + grad));
+    }
     EACH_VECTOR(v + grad);
 }
 #undef EACH_KIND

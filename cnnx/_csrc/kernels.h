@@ -163,9 +163,11 @@ typedef struct {
     double *loss, smoothing;
 } cnnx_softmax;
 
-/* Batch normalisation over (N, C, H*W); a task is one channel. Pointers that do not apply are NULL.
- * norm: y = act((x - mean) / sqrt(var + eps) * weight + bias), with batch_stats after norm_stats, which
- * fills mean and var. norm_backward: batch_stats says that they came from x; grad is y's gradient.
+/* Batch normalisation over (N, C, H*W). Pointers that do not apply are NULL.
+ * norm: y = act((x - mean) / sqrt(var + eps) * weight + bias); batch_stats: mean and var are filled first, from
+ * what norm_sums left of each piece. Without y that is all.
+ * norm_backward, after norm_backward_sums: batch_stats says that mean and var came from x; grad is y's gradient.
+ * Where there is one piece, norm and norm_backward make the sums themselves.
  * The activation is relu, relu6 or none. */
 typedef struct {
     const void *x, *grad, *weight, *bias;
@@ -173,6 +175,9 @@ typedef struct {
     int64_t N, C, area;
     double eps;
     int batch_stats, activation;
+    double *sums;                  /* 2 * pieces * C */
+    /* set by norm_plan: the batch is cut into pieces of `images`, a task is `channels` of one of them */
+    int64_t images, pieces, channels, blocks, tasks;
 } cnnx_norm;
 enum { CNNX_COLUMNS = 64 };
 
@@ -216,16 +221,17 @@ typedef struct {
     cnnx_task conv_weight;
     /* task < M*groups: adds the pieces of one row of grad. Only when pieces > 1. */
     cnnx_task conv_weight_sum;
-    /* conv_bias: y[c] = sum over n, p of grad[n, c, p] (cnnx_norm with grad, y, N, C, area); where the area is
-     * 1, a task is CNNX_COLUMNS channels. */
+    /* conv_bias: y[c] = sum over n, p of grad[n, c, p] (cnnx_norm with grad, y, N, C, area); a task is one
+     * channel, and CNNX_COLUMNS of them where the area is 1. */
     cnnx_task conv_bias;
     cnnx_task matmul;
     cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward;
     cnnx_task activation, activation_backward;
-    cnnx_task add;                 /* y = x + other */
+    cnnx_task add;                 /* y = x + other, or relu of it */
     cnnx_task softmax, softmax_backward, cross_entropy;
     cnnx_task sgd, adam;
-    cnnx_task norm_stats, norm, norm_backward;
+    void (*norm_plan)(cnnx_norm *);
+    cnnx_task norm_sums, norm, norm_backward_sums, norm_backward;
 } cnnx_kernels;
 
 /* dispatch.c. `dtype` is 0 for float, 1 for double. */

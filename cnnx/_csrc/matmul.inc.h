@@ -28,7 +28,7 @@ static void FN(matmul_plan)(cnnx_matmul *p, int threads)
     p->m_blocks = (p->M + p->m_block - 1) / p->m_block;
     p->n_blocks = (p->N + p->n_block - 1) / p->n_block;
     p->tasks = p->m_blocks * p->n_blocks;
-    p->scratch = (size_t)(KC * NR + MR * NR + KC * p->m_block) * sizeof(T);
+    p->scratch = (size_t)(p->few ? p->M * p->n_block : KC * NR + MR * NR + KC * p->m_block) * sizeof(T);
 }
 
 /* Panels of NR: out[k*NR + j] = x[j*step + k*along] for j < n, zero from there on. */
@@ -48,19 +48,27 @@ static void FN(pack_columns)(const T *restrict x, int64_t step, int64_t along, i
             for (int64_t j = 0; j < n; j++) out[k * NR + j] = x[j * step + k * along];
 }
 
-/* out[i][j] += a[i][k .. k+rows-1] @ b[k .. k+rows-1][j] for j < n. */
-static ALWAYS_INLINE void FN(add_rows)(const int rows, const cnnx_matmul *p, int64_t i, int64_t k, int64_t n, const T *b, T *out)
+/* out[i][j] += a[i][k .. k+depth-1] @ b[k .. k+depth-1][j] for rows i of a and j < n. */
+static ALWAYS_INLINE void FN(add_rows)(const int rows, const int depth, const cnnx_matmul *p, int64_t i, int64_t k,
+                                       int64_t n, const T *b, T *out)
 {
-    T a[FN(AT_ONCE)];
+    T a[2][FN(AT_ONCE)];
     int64_t j = 0;
-    for (int r = 0; r < rows; r++) a[r] = ((const T *)p->a)[i * p->a_row + (k + r) * p->a_col];
+    for (int r = 0; r < rows; r++)
+        for (int d = 0; d < depth; d++) a[r][d] = ((const T *)p->a)[(i + r) * p->a_row + (k + d) * p->a_col];
     for (; j + VL <= n; j += VL) {
-        V v = *(const VU *)(out + j);
-        UNROLL for (int r = 0; r < rows; r++) v += a[r] * *(const VU *)(b + r * p->b_row + j);
-        *(VU *)(out + j) = v;
+        V v[2];
+        UNROLL for (int r = 0; r < rows; r++) v[r] = *(const VU *)(out + r * n + j);
+        UNROLL for (int d = 0; d < depth; d++) {
+            V x = *(const VU *)(b + d * p->b_row + j);
+            KEEP(x);
+            UNROLL for (int r = 0; r < rows; r++) v[r] += a[r][d] * x;
+        }
+        UNROLL for (int r = 0; r < rows; r++) *(VU *)(out + r * n + j) = v[r];
     }
     for (; j < n; j++)
-        for (int r = 0; r < rows; r++) out[j] += a[r] * b[r * p->b_row + j];
+        for (int d = 0; d < depth; d++)
+            for (int r = 0; r < rows; r++) out[r * n + j] += a[r][d] * b[d * p->b_row + j];
 }
 
 /* out[r] = a . row r of b for rows r, which are `ld` apart: sums in the lanes of a vector, added in a fixed order. */
@@ -76,14 +84,14 @@ static ALWAYS_INLINE void FN(dot_rows)(const int rows, const T *a, const T *b, i
         for (int r = 0; r < rows; r++) out[r] += a[k] * b[r * ld + k];
 }
 
-/* Columns n0 .. n1-1 of a few rows. */
-static void FN(matmul_few)(const cnnx_matmul *p, int64_t n0, int64_t n1)
+/* Columns n0 .. n1-1 of a few rows. They are summed up in `out`, scratch: in the output two threads would write to
+ * one cache line, where their columns meet, for every few numbers of b: 4,1280 @ 1280,1000 took 220 us so. */
+static void FN(matmul_few)(const cnnx_matmul *p, int64_t n0, int64_t n1, T *out)
 {
     const T *b = (const T *)p->b + n0, *bias = p->bias;
-    T *out = (T *)p->out + n0;
     const int64_t n = n1 - n0;
     for (int64_t i = 0; i < p->M; i++)
-        for (int64_t j = 0; j < n; j++) out[i * p->N + j] = bias ? bias[n0 + j] : 0;
+        for (int64_t j = 0; j < n; j++) out[i * n + j] = bias ? bias[n0 + j] : 0;
     int64_t k = 0, j = 0;
     if (p->b_col != 1) {
         for (int64_t i = 0; i < p->M; i++) {
@@ -96,19 +104,22 @@ static void FN(matmul_few)(const cnnx_matmul *p, int64_t n0, int64_t n1)
                     FN(dot_rows)(FN(AT_ONCE), a, rows_of_b, p->b_col, p->K, dots);
                 else
                     for (int64_t r = 0; r < rows; r++) FN(dot_rows)(1, a, rows_of_b + r * p->b_col, 0, p->K, dots + r);
-                for (int64_t r = 0; r < rows; r++) out[i * p->N + j + r] += dots[r];
+                for (int64_t r = 0; r < rows; r++) out[i * n + j + r] += dots[r];
             }
         }
         k = p->K;
     }
-    for (; k + FN(AT_ONCE) <= p->K; k += FN(AT_ONCE))
-        for (int64_t i = 0; i < p->M; i++)
-            FN(add_rows)(FN(AT_ONCE), p, i, k, n, b + k * p->b_row, out + i * p->N);
+    for (; k + FN(AT_ONCE) <= p->K; k += FN(AT_ONCE)) {
+        const T *from = b + k * p->b_row;
+        for (int64_t i = 0; i + 1 < p->M; i += 2) FN(add_rows)(2, FN(AT_ONCE), p, i, k, n, from, out + i * n);
+        if (p->M % 2) FN(add_rows)(1, FN(AT_ONCE), p, p->M - 1, k, n, from, out + (p->M - 1) * n);
+    }
     for (; k < p->K; k++)
-        for (int64_t i = 0; i < p->M; i++) FN(add_rows)(1, p, i, k, n, b + k * p->b_row, out + i * p->N);
-    if (p->activation)
-        for (int64_t i = 0; i < p->M; i++)
-            for (int64_t j = 0; j < n; j++) out[i * p->N + j] = FN(activate)(out[i * p->N + j], p->activation);
+        for (int64_t i = 0; i < p->M; i++) FN(add_rows)(1, 1, p, i, k, n, b + k * p->b_row, out + i * n);
+    for (int64_t i = 0; i < p->M; i++) {
+        if (p->activation) FN(activate_row)(out + i * n, n, p->activation);
+        FN(copy)(out + i * n, n, (T *)p->out + i * p->N + n0);
+    }
 }
 
 static void FN(matmul)(const void *problem, int64_t task, void *scratch)
@@ -120,7 +131,7 @@ static void FN(matmul)(const void *problem, int64_t task, void *scratch)
     T *panel = scratch, *tile = panel + KC * NR, *rows = tile + MR * NR;
     const T *a = p->a, *b = p->b, *bias = p->bias;
     if (p->few) {
-        FN(matmul_few)(p, n0, n1);
+        FN(matmul_few)(p, n0, n1, scratch);
         return;
     }
     if (bias)

@@ -7,6 +7,8 @@ library like the sum, which is a residual block's.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cnnx import _dispatch
 from cnnx.functional._arguments import Array, choice, empty, floats, number, require_shape
 
@@ -24,8 +26,8 @@ def _check_sizes(x: Array) -> None:
 
 
 def _like(x: Array) -> Array:
-    """Return a new array of x's shape; made flat, for backends stop at 8 dimensions."""
-    return empty((x.size,), x).reshape(x.shape)
+    """Return a new array of x's shape; made flat where a backend would stop, at 8 dimensions."""
+    return empty(x.shape, x) if x.ndim <= 8 else empty((x.size,), x).reshape(x.shape)
 
 
 def _forward(kind: str, x: Array, alpha: float = 0.0) -> Array:
@@ -63,12 +65,12 @@ def activation_backward_from_output(grad_out: Array, y: Array, kind: str | None)
     return grad_x
 
 
-def add(x: Array, other: Array) -> Array:
-    """Return x + other, for arrays of one shape."""
+def add(x: Array, other: Array, activation: Literal["relu"] | None = None) -> Array:
+    """Return activation(x + other), for arrays of one shape."""
     x, other = floats(_SUM, x, other)
     out = _like(x)
     if x.size:
-        _dispatch.backend().add(x, other, out)
+        _dispatch.backend().add(x, other, activation, out)
     return out
 
 

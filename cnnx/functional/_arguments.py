@@ -28,7 +28,7 @@ Signature = tuple[tuple[str, int | None, str, bool], ...]
 IMAGES = "(N, C, H, W)"
 _LARGEST = 2**31 - 1  # so that sizes times strides stay within 64 bits
 _ARRAY = np.ndarray
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 _DTYPE_NAMES = {"f": "float32", "d": "float64"}
 
 
@@ -104,6 +104,13 @@ def floating(name: str, value: object, shape: Shape | None = None) -> Array:
 
 def index_array(value: object, name: str, shape: Shape) -> Array:
     """Bring an array of indices to C-contiguous, native int64."""
+    if (
+        type(value) is _ARRAY
+        and value.dtype is _INT64
+        and value.shape == shape
+        and value.flags.carray
+    ):
+        return value
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
         what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else _described(value)
         raise TypeError(f"{name} is {what}, expected a NumPy array of integers (int64)")
@@ -225,6 +232,8 @@ def images_shape(value: object, name: str) -> tuple[int, int, int, int]:
 
 def number(value: object, name: str, least: float = -np.inf) -> float:
     """Return a real, finite number as a float."""
+    if type(value) is float and least <= value < np.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {_described(value)}, expected a number")
     result = float(value)
@@ -247,6 +256,8 @@ def choice(value: object, name: str, choices: tuple[str | None, ...]) -> Any:
 
 def flag(value: object, name: str) -> bool:
     """Return a yes or no; 0 and 1 will do, as ONNX has them."""
+    if value is True or value is False:
+        return value
     if not (isinstance(value, bool | np.bool_) or (type(value) is int and value in (0, 1))):
         raise TypeError(f"{name} is {_described(value)}, expected True or False")
     return bool(value)
@@ -254,6 +265,8 @@ def flag(value: object, name: str) -> bool:
 
 def needed(need: object) -> tuple[bool, bool, bool]:
     """Return which of three gradients are wanted."""
+    if type(need) is tuple and len(need) == 3 and {*map(type, need)} == {bool}:
+        return need
     items = _sequence(need)
     if items is None or len(items) != 3:
         raise ValueError(f"need is {_described(need)}, expected three booleans (x, weight, bias)")

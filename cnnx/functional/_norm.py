@@ -34,12 +34,13 @@ _BACKWARD = (
 def _check_shapes(x: Array, **parameters: Array | None) -> None:
     if 0 in x.shape[1:]:
         raise ValueError(f"x has shape {x.shape}, expected every size but the batch's at least 1")
+    channels = x.shape[1:2]
     for name, array in parameters.items():
-        if array is not None:
-            require_shape(name, array, x.shape[1:2], "one number for each channel of x")
-    given = [name for name in ("mean", "var") if parameters[name] is not None]
-    if len(given) == 1:
-        raise ValueError(f"only {given[0]} is given, expected both mean and var or neither")
+        if array is not None and array.shape != channels:
+            require_shape(name, array, channels, "one number for each channel of x")
+    if (parameters["mean"] is None) != (parameters["var"] is None):
+        given = "var" if parameters["mean"] is None else "mean"
+        raise ValueError(f"only {given} is given, expected both mean and var or neither")
 
 
 def _no_stats(x: Array) -> tuple[Array, Array]:

@@ -31,6 +31,10 @@ class _FromOutput(Layer):
         (out,) = self._recall()
         return activation_backward_from_output(grad_out, out, self.kind)
 
+    def _before_activation(self, grad_out: Array) -> Array:
+        """Backward for a gradient that has been through the activation."""
+        return grad_out
+
 
 class _FromInput(Layer):
     """An activation whose derivative is a function of its input."""

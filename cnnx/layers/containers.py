@@ -7,11 +7,13 @@ where they are: ``"0.weight"``, ``"body.1.running_mean"``. They are the very sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from cnnx.functional._activation import add
+from cnnx.functional._activation import activation_backward_from_output, add
+from cnnx.functional._arguments import choice
 from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
-from cnnx.layers.fusion import fused
+from cnnx.layers.fusion import fused, relu_of_maxima
+from cnnx.layers.pool import MaxPool2D
 
 
 class Container(Layer):
@@ -158,8 +160,16 @@ class Sequential(Container):
 
     def backward(self, grad_out: Array) -> Array:
         """Return the gradient of the first layer's input; every layer fills its grads."""
-        for layer in reversed(self.layers):
-            grad_out = layer.backward(grad_out)
+        layers: list[Any] = self.layers
+        done: Any = None  # the layer whose ReLU the gradient has been through
+        for number in range(len(layers) - 1, -1, -1):
+            layer = layers[number]
+            if type(layer) is MaxPool2D and relu_of_maxima(layers, number):
+                grad_out, done = layer._after_relu(grad_out), layers[number - 1]
+            elif layer is done:
+                grad_out = done._before_activation(grad_out)
+            else:
+                grad_out = layer.backward(grad_out)
         return grad_out
 
     def __getitem__(self, number: int) -> Any:
@@ -176,7 +186,7 @@ class Sequential(Container):
 
 
 class Residual(Container):
-    """A body with a way around it: out = body(x) + shortcut(x), and x itself without a shortcut.
+    """A body with a way around it: out = activation(body(x) + shortcut(x)).
 
     Parameters
     ----------
@@ -184,6 +194,9 @@ class Residual(Container):
         Anything with forward and backward.
     shortcut : layer or None
         Brings x to the shape of the body's output, where they differ; None adds x as it is.
+    activation : {None, "relu"}
+        Applied as the sum is stored, without a second pass over it. Backward reads the output that
+        forward returned: do not change it.
 
     Examples
     --------
@@ -195,9 +208,15 @@ class Residual(Container):
     array([1., 2.])
     """
 
-    def __init__(self, body: LayerLike, shortcut: LayerLike | None = None) -> None:
+    def __init__(
+        self,
+        body: LayerLike,
+        shortcut: LayerLike | None = None,
+        activation: Literal["relu"] | None = None,
+    ) -> None:
         self.body = body
         self.shortcut = shortcut
+        self.activation = choice(activation, "activation", (None, "relu"))
         super().__init__()
 
     def children(self) -> dict[str, Any]:
@@ -206,7 +225,7 @@ class Residual(Container):
         return {name: layer for name, layer in both.items() if layer is not None}
 
     def forward(self, x: Array) -> Array:
-        """Return body(x) + shortcut(x); their shapes must agree."""
+        """Return activation(body(x) + shortcut(x)); the shapes of both must agree."""
         main: Array = self.body.forward(x)
         way: Array = x if self.shortcut is None else self.shortcut.forward(x)
         if main.shape != way.shape:  # NumPy would broadcast
@@ -215,10 +234,15 @@ class Residual(Container):
                 f"body(x) has shape {main.shape} and {source} has shape {way.shape}, expected the "
                 "same"
             )
-        return add(main, way)
+        out = add(main, way, self.activation)
+        self._saved = (out,) if self.activation and not self.frozen else None
+        return out
 
     def backward(self, grad_out: Array) -> Array:
         """Return the sum of the gradients of both ways."""
+        if self.activation is not None:
+            (out,) = self._recall()
+            grad_out = activation_backward_from_output(grad_out, out, self.activation)
         main: Array = self.body.backward(grad_out)
         way: Array = grad_out if self.shortcut is None else self.shortcut.backward(grad_out)
         return add(main, way)

@@ -127,9 +127,14 @@ class Conv2D(WeightedLayer):
 
     def backward(self, grad_out: Array) -> Array:
         """Return grad_x (N, C, H, W) for grad_out (N, F, H', W'), and fill `grads`."""
-        x, out = self._recall()
+        _, out = self._recall()
         if self.activation is not None:
             grad_out = activation_backward_from_output(grad_out, out, self.activation)
+        return self._before_activation(grad_out)
+
+    def _before_activation(self, grad_out: Array) -> Array:
+        """Backward for a gradient that has been through the activation."""
+        x, _ = self._recall()
         gradients = F.conv2d_backward(
             grad_out,
             x,

@@ -1,9 +1,12 @@
-"""A frozen net's shorter form: a layer with weights takes in what follows it.
+"""Layers of a net that work together, to save passes over the images.
 
+A frozen net has a shorter form, in which a layer with weights takes in what follows it.
 In ``eval()`` mode batch normalisation is a scale and a shift of each channel,
 ``weight * (z - mean) / sqrt(var + eps) + bias``. The convolution before it takes both into its own
 weight and bias, once, and the normalisation's pass over the images is gone. An activation is
 applied as the layer before it stores.
+
+In training the gradient goes through a ReLU at the maxima that a pooling has taken of it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from cnnx.layers.base import Array
 from cnnx.layers.conv import Conv2D
 from cnnx.layers.dense import Dense
 from cnnx.layers.norm import BatchNorm2D
+from cnnx.layers.shape import Flatten
 
 _NAMES: dict[type, str] = {ReLU: "relu", ReLU6: "relu6", Sigmoid: "sigmoid", Tanh: "tanh"}
 _FUSIBLE: dict[type, tuple[str, ...]] = {  # what each layer's kernel can apply as it stores
@@ -50,6 +54,28 @@ def fused(layers: Sequence[Any]) -> list[Any]:
         else:
             result.append(layer)
     return result
+
+
+def relu_of_maxima(layers: Sequence[Any], number: int) -> bool:
+    """Whether the gradient of max pool `number` may go through the ReLU before it as it comes.
+
+    A maximum is above 0 where the pixel is that it was taken from, so a quarter of the numbers tell
+    what all of them would. They are read again: what comes next must rely on them as well. Only
+    the library's own classes take part, as they are, on what one forward left.
+    """
+    if not 0 < number < len(layers) - 1:
+        return False
+    before, pool, after = layers[number - 1 : number + 2]
+    if type(after) is Flatten and number + 2 < len(layers):
+        after = layers[number + 2]
+    return (
+        type(after) in (Conv2D, Dense)
+        and (type(before) is ReLU or (type(before) is Conv2D and before.activation == "relu"))
+        and not ("backward" in vars(before) or "backward" in vars(pool))
+        and before._saved is not None
+        and pool._saved is not None
+        and pool._x_id == id(before._saved[-1])
+    )
 
 
 def _plain(layer: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from cnnx import functional as F
 from cnnx.functional import _arguments as check
+from cnnx.functional import _optim
 from cnnx.functional._norm import ACTIVATIONS, NormActivation
 from cnnx.layers.base import Array, Layer, checked_dtype
 
@@ -104,18 +105,20 @@ class BatchNorm2D(Layer):
                 x, *affine, eps=self.eps, return_stats=True, activation=self.activation
             )
             if pixels:
-                self._follow(mean, var * (pixels / (pixels - 1)))
+                self._follow("running_mean", mean, 1.0)
+                self._follow("running_var", var, pixels / (pixels - 1))
         else:
             out = F.batch_norm2d(x, *affine, mean, var, self.eps, activation=self.activation)
         self._saved = (x, mean, var, self.training)
         return out
 
-    def _follow(self, mean: Array, unbiased_var: Array) -> None:
-        """Move the running statistics towards the batch's, in place."""
-        for name, batch in (("running_mean", mean), ("running_var", unbiased_var)):
-            running = self.buffers[name]
-            running *= 1 - self.momentum
-            running += self.momentum * batch
+    def _follow(self, name: str, batch: Array, factor: float) -> None:
+        """Move a running statistic towards factor * batch, in place.
+
+        In one pass, by a step of gradient descent: running -= rate * (batch - running / factor).
+        """
+        rate = -self.momentum * factor
+        _optim.sgd(self.buffers[name], batch, None, rate, 0.0, -1 / factor, nesterov=False)
 
     def backward(self, grad_out: Array) -> Array:
         """Return grad_x for grad_out, both (N, C, H, W), and fill `grads`.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cnnx import functional as F
 from cnnx.functional import _arguments as check
+from cnnx.functional._activation import activation_backward_from_output
 from cnnx.functional._arguments import IntOrPair, PaddingLike
 from cnnx.layers.base import Array, Layer
 
@@ -80,12 +81,17 @@ class MaxPool2D(Layer):
             return out
         out, indices = F.max_pool2d(x, *window, return_indices=True)
         self._saved = (indices, x.shape)
+        self._maxima, self._x_id = out, id(x)  # for a ReLU before, see relu_of_maxima
         return out
 
     def backward(self, grad_out: Array) -> Array:
         """Return grad_x (N, C, H, W) for grad_out (N, C, H', W')."""
         indices, shape = self._recall()
         return F.max_pool2d_backward(grad_out, indices, shape)
+
+    def _after_relu(self, grad_out: Array) -> Array:
+        """Backward for maxima of a ReLU's output, through the ReLU as well."""
+        return self.backward(activation_backward_from_output(grad_out, self._maxima, "relu"))
 
     @property
     def max_indices(self) -> NDArray[np.int64]:
