@@ -695,7 +695,7 @@ def max_pool2d_backward(cnp.ndarray grad_out, cnp.ndarray indices, cnp.ndarray g
     p.indices = <int64_t *>cnp.PyArray_DATA(indices)
     p.bad = <int64_t *>bad.data
     table(grad_x).pool_grad_plan(&p, 1)
-    run(table(grad_x).max_pool_backward, &p, p.tasks, 0, threads_for(MOVE * work))
+    run(table(grad_x).max_pool_backward, &p, p.tasks, p.scratch, threads_for(MOVE * work))
     for t in range(p.planes):
         if p.bad[t] >= 0:
             return p.bad[t]

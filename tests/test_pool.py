@@ -341,6 +341,33 @@ def test_indices_of_another_window(size: naive.Pair, implementation: str, dtype:
     assert_array_equal(cnnx.max_pool2d_backward(grad_out, indices, shape), expected)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("hw", [(7, 9), (8, 40), (9, 67), (33, 33)])
+@pytest.mark.parametrize("shift", [None, -1, 1, -2, 2, "row"])
+def test_indices_beside_windows_of_stride_two(
+    implementation: str, dtype: Any, padding: int, hw: tuple[int, int], shift: Any
+) -> None:
+    """One index of a plane moved, over the image's edge too, where rows meet in memory."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (2, 3, *hw)).astype(dtype)
+    _, indices = cnnx.max_pool2d(x, 3, 2, padding, return_indices=True)
+    grad_out = rng.integers(-9, 10, indices.shape).astype(dtype)  # integers: sums are exact
+    rows, cols = indices.shape[2:]
+    for i, j in [
+        (0, 0),
+        (0, cols - 1),
+        (rows // 2, 0),
+        (rows // 2, cols - 1),
+        (rows - 1, cols - 1),
+    ]:
+        moved = indices.copy()
+        if shift is not None:
+            step = hw[1] if shift == "row" else shift
+            moved[:, 1, i, j] = np.clip(moved[:, 1, i, j] + step, 0, hw[0] * hw[1] - 1)
+        expected = naive.max_pool2d_backward(grad_out, moved, x.shape)
+        assert_array_equal(cnnx.max_pool2d_backward(grad_out, moved, x.shape), expected)
+
+
 def test_long_double_survives(implementation: str, dtype: Any) -> None:
     # A kernel that touches an MMX register and does not say so breaks the x87 unit for the process.
     indices = np.arange(4 * 12).reshape(1, 4, 3, 4) % 48

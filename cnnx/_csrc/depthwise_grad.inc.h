@@ -107,11 +107,6 @@ static void FN(depthwise_grad)(const void *problem, int64_t task, void *scratch)
     }
 }
 
-static ALWAYS_INLINE void FN(prefetch)(const T *x, int64_t n)
-{
-    for (int64_t l = 0; l < n; l += 64 / (int64_t)sizeof(T)) PREFETCH(x + l);
-}
-
 /* Weight gradient: acc[k][l] += dy times what tap (k, l) of n rows of the kernel sees, in lanes, for R rows of dy. */
 static ALWAYS_INLINE void
 FN(depthwise_outer)(const int K, const int S, const int n, const int R, const cnnx_conv *p, const T *const *x,

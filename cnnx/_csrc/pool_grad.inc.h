@@ -1,10 +1,51 @@
 /* Max and average pooling, backward. Contracts: cnnx_pool in kernels.h.
  *
  * The gradient of a maximum goes to the pixel that its index names, one after the other, for windows may overlap.
- * That of an average is spread over its window: of stride 1 by the forward's kernels, for then it is a sum of
- * windows itself. 2x2 windows side by side, the usual ones, are written in whole rows.
+ * Of 2x2 and 3x3 windows of stride 2, the usual ones, whole rows of pixels are written, which look at the windows
+ * above them. An average's is spread over its window: of stride 1 by the forward's kernels, for then it is a sum of
+ * windows itself.
  */
 #if defined(__GNUC__)
+static ALWAYS_INLINE int FN(any)(FN(integers) v)
+{
+    FN(integer) any = 0;
+    for (int l = 0; l < VL; l++) any |= v[l];
+    return any != 0;
+}
+
+/* The first n of VL numbers, and of as many indices, which fit integers of T's size. */
+static ALWAYS_INLINE V FN(load)(const T *x, int64_t n)
+{
+    if (n == VL) return *(const VU *)x;
+    T numbers[VL] = {0};
+    FN(copy)(x, n, numbers);
+    return *(const VU *)numbers;
+}
+
+static ALWAYS_INLINE FN(integers) FN(narrow)(const int64_t *index, int64_t n)
+{
+    FN(integer) lanes[VL] = {0};
+#if defined(SHUFFLE) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    if (n == VL) {
+        const FN(integers) a = *(const FN(loose_integers) *)index;
+        if (sizeof(T) == sizeof(int64_t)) return a;
+        /* The lower halves. Lane by lane, GCC 12 stores them in pieces, and the load of all waits for those. */
+        return __builtin_shufflevector(a, *(const FN(loose_integers) *)(index + VL / 2), EVEN);
+    }
+#endif
+    for (int64_t l = 0; l < n; l++) lanes[l] = (FN(integer))index[l];
+    return *(const FN(loose_integers) *)lanes;
+}
+
+/* Where `at` is `tap`, g, else 0. */
+static ALWAYS_INLINE V FN(where)(const T *g, const FN(integer) *at, FN(integer) tap)
+{
+    return (V)((FN(integers))(*(const FN(loose_integers) *)at == tap) & *(const FN(loose_integers) *)g);
+}
+
+/* Numbers of a row of windows or of pairs of pixels, with a vector's room on both sides. */
+static inline int64_t FN(strip)(const cnnx_pool *p) { return FN(align)(p->cols + 4 * VL); }
+
 /* 2x2 windows side by side, a row of them as two rows of pixels, all of which are written once. A phase of the
  * pixels gets a quarter of g (average, index NULL) or g where the index names it (maximum). The answer is 0 where
  * some index names a pixel outside its window; only a caller's own do that. */
@@ -16,21 +57,14 @@ static int FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *in
         twice[l] = (FN(integer))(2 * l);
         counted[l] = l < n ? -1 : 0;
     }
-    for (int64_t i = 0; i < p->rows; i++, y += 2 * W)
+    for (int64_t i = 0; i < p->rows; i++, y += 2 * W) {
         for (int64_t j = 0;; j += VL) {
             j = FN(column_of)(j, cols);
             const int64_t q = i * cols + j;
-            const int whole = p->rows * cols - q >= VL;
-            T numbers[VL] = {0};
-            FN(integer) spots[VL] = {0};
-            if (!whole) FN(copy)(grad + q, n, numbers);
-            const V g = *(const VU *)(whole ? grad + q : numbers);
-            if (index && whole)
-                for (int l = 0; l < VL; l++) spots[l] = (FN(integer))index[q + l];
-            else if (index)
-                for (int64_t l = 0; l < n; l++) spots[l] = (FN(integer))index[q + l];
-            const FN(integers) at = *(const FN(loose_integers) *)spots - twice - (FN(integer))(2 * (i * W + j));
-            FN(integers) missed = counted;
+            const int64_t enough = p->rows * cols - q >= VL ? VL : n; /* whole vectors where the plane has them */
+            const V g = FN(load)(grad + q, enough);
+            FN(integers) at = {0}, missed = counted;
+            if (index) at = FN(narrow)(index + q, enough) - twice - (FN(integer))(2 * (i * W + j));
             for (int r = 0; r < 2; r++) {
                 V even = g / 4, odd = g / 4;
                 if (index) {
@@ -51,9 +85,87 @@ static int FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *in
             wrong |= missed;
             if (j + VL >= cols) break;
         }
-    if (index)
-        for (int l = 0; l < VL; l++)
-            if (wrong[l]) return 0;
+        if (index && FN(any)(wrong)) return 0;
+    }
+    return 1;
+}
+
+/* Windows of 3x3 and stride 2, which share every other row and column of pixels. Each pixel gathers from the windows
+ * that it lies in, at most 2x2 of them, in their order; scattering took 6 cycles a window, most of them waiting for
+ * the sum that it had just stored. `edge` is 1 where the first window begins outside the image, else 0. The answer
+ * is 0 where some index names a pixel outside its window.
+ *
+ * A row of windows waits as two rows of numbers in scratch, with room on both sides: its gradients and, counted from
+ * the window's first pixel, its indices. */
+static ALWAYS_INLINE int FN(gather_threes)(const int edge, const cnnx_pool *p, const T *grad, const int64_t *index,
+                                           T *y, const T *end, T *scratch)
+{
+    const int64_t W = p->W, cols = p->cols, pairs = (W + 1) / 2, size = FN(strip)(p);
+    const T *upper, *lower = scratch + 2 * size; /* no windows lie above */
+    for (int64_t l = 0; l < size; l++) {
+        scratch[l] = scratch[2 * size + l] = 0;
+        ((FN(integer) *)scratch)[size + l] = ((FN(integer) *)scratch)[3 * size + l] = -1;
+    }
+    const int64_t n = cols < VL ? cols : VL;
+    FN(integers) lane, in_use;
+    const FN(integers) none = (FN(integers)){0} - 1;
+    for (int l = 0; l < VL; l++) {
+        lane[l] = (FN(integer))l;
+        in_use[l] = l < n ? -1 : 0;
+    }
+    /* Between rows i and i+1 of windows lies a row of pixels that both cover; row i covers the one before alone. */
+    for (int64_t i = -1; i < p->rows || 2 * i + 1 - edge < p->H; i++) {
+        upper = lower;
+        T *next = scratch + (i + 1) % 2 * 2 * size;
+        lower = next;
+        FN(integer) *to = (FN(integer) *)(next + size) + VL;
+        FN(integers) wrong = {0};
+        for (int64_t j = 0;; j += VL) {
+            j = FN(column_of)(j, cols);
+            if (i + 1 >= p->rows) { /* nor below */
+                *(VU *)(next + VL + j) = (V){0};
+                *(FN(loose_integers) *)(to + j) = none;
+            } else {
+                const int64_t q = (i + 1) * cols + j, enough = p->rows * cols - q >= VL ? VL : n;
+                const FN(integers) column = 2 * (lane + (FN(integer))j) - edge;
+                const FN(integers) beyond = column + 3 - (FN(integer))W; /* the window's columns in the image: */
+                const FN(integers) left = -column & (FN(integers))(column < 0);
+                const FN(integers) right = 2 - (beyond & (FN(integers))(beyond > 0));
+                FN(integers) at = FN(narrow)(index + q, enough) - column - (FN(integer))((2 * (i + 1) - edge) * W);
+                FN(integers) missed = in_use;
+                for (int k = 0; k < 3; k++) {
+                    const FN(integers) tap = at - (FN(integer))(k * W);
+                    missed &= ~(FN(integers))((tap >= left) & (tap <= right));
+                }
+                wrong |= missed;
+                PREFETCH(grad + q + 32 * VL);
+                *(VU *)(next + VL + j) = FN(load)(grad + q, enough);
+                *(FN(loose_integers) *)(to + j) = (at & in_use) | ~in_use;
+            }
+            if (j + VL >= cols) break;
+        }
+        if (FN(any)(wrong)) return 0;
+        for (int64_t h = 2 * i + 1 - edge, k = 1; k < 3 && h < p->H; h++, k++) {
+            if (h < 0) continue;
+            T *row = y + h * W;
+            for (int64_t j = 0;; j += VL) {
+                j = FN(column_of)(j, pairs);
+                V alone = {0}, both = {0};
+                for (int below = 0; below < k; below++) {
+                    const T *g = (below ? lower : upper) + VL + j;
+                    const FN(integer) *at = (const FN(integer) *)(g + size), tap = (FN(integer))((below ? 0 : k) * W);
+                    alone += FN(where)(g, at, tap + 1);
+                    both += FN(where)(g - 1 + edge, at - 1 + edge, tap + 2);
+                    both += FN(where)(g + edge, at + edge, tap);
+                }
+                T *place = row + 2 * j, numbers[2 * VL];
+                const int whole = end - place >= 2 * VL;
+                FN(interleave)(edge ? alone : both, edge ? both : alone, whole ? place : numbers);
+                if (!whole) FN(copy)(numbers, W - 2 * j < 2 * VL ? W - 2 * j : 2 * VL, place);
+                if (j + VL >= pairs) break;
+            }
+        }
+    }
     return 1;
 }
 
@@ -103,12 +215,17 @@ static void FN(pool_grad_plan)(cnnx_pool *p, int max)
     p->m_block = FN(share)(p->planes, 16384 / size);
     p->m_blocks = p->tasks = (p->planes + p->m_block - 1) / p->m_block;
     p->way = CNNX_PLAIN;
-    p->scratch = (size_t)p->W * sizeof(T);
+    p->scratch = max ? 0 : (size_t)p->W * sizeof(T);
 #if defined(__GNUC__)
     const int small = sizeof(T) == 8 || size < INT32_MAX; /* places are counted in integers of T's size */
     const int side_by_side = p->H == 2 * p->rows && p->W == 2 * p->cols;
-    if (max) {
-        if (side_by_side && small) p->way = CNNX_PAIRS;
+    if (max) { /* stride 2, as far as sizes tell */
+        const int64_t down = p->H - 2 * p->rows, right = p->W - 2 * p->cols;
+        if (!small || down * down > 1 || right * right > 1) return;
+        const double scratch = 4.0 * (double)(p->cols + 6 * VL) * sizeof(T);
+        if (scratch > CNNX_SCRATCH) return;
+        p->way = CNNX_PAIRS;
+        p->scratch = 4 * (size_t)FN(strip)(p) * sizeof(T);
     } else if (FN(is_whole)(p)) {
         p->way = CNNX_WHOLE;
     } else if (side_by_side && p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && !p->top && !p->left) {
@@ -122,6 +239,18 @@ static void FN(pool_grad_plan)(cnnx_pool *p, int max)
     }
 #endif
 }
+
+#if defined(__GNUC__)
+/* The indices tell which windows they come from: each attempt ends at the first row of windows with another. */
+static NOINLINE int FN(gather_windows)(const cnnx_pool *p, const T *grad, const int64_t *index, T *to, const T *end,
+                               T *scratch)
+{
+    const int side_by_side = p->H == 2 * p->rows && p->W == 2 * p->cols;
+    return (side_by_side && FN(spread_pairs)(p, grad, index, to, end)) ||
+           FN(gather_threes)(1, p, grad, index, to, end, scratch) ||
+           FN(gather_threes)(0, p, grad, index, to, end, scratch);
+}
+#endif
 
 /* The first index outside the image, or -1. */
 static int64_t FN(bad_index)(const int64_t *index, int64_t n, int64_t size)
@@ -146,7 +275,7 @@ static void FN(max_pool_backward)(const void *problem, int64_t task, void *scrat
         p->bad[plane] = bad < 0 ? -1 : plane * windows + bad;
         if (bad >= 0) continue;
 #if defined(__GNUC__)
-        if (p->way == CNNX_PAIRS && FN(spread_pairs)(p, grad, index, to, (T *)p->y + last * size)) continue;
+        if (p->way == CNNX_PAIRS && FN(gather_windows)(p, grad, index, to, (T *)p->y + last * size, scratch)) continue;
 #endif
         memset(to, 0, (size_t)size * sizeof(T));
         for (int64_t q = 0; q < windows; q++) to[index[q]] += grad[q];

@@ -91,6 +91,11 @@ static ALWAYS_INLINE V FN(masked)(V v, const FN(integer) *mask)
     return (V)((FN(integers))v & *(const FN(loose_integers) *)mask);
 }
 
+static ALWAYS_INLINE void FN(prefetch)(const T *x, int64_t n)
+{
+    for (int64_t l = 0; l < n; l += 64 / (int64_t)sizeof(T)) PREFETCH(x + l);
+}
+
 /* Lane i of the answer is the sum of a[i]'s lanes. Each round adds the halves of pairs of vectors, dealt together. */
 static ALWAYS_INLINE V FN(sum_each)(V a[VL])
 {
