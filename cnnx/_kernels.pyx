@@ -395,7 +395,7 @@ cdef bint winograd_pays(const cnnx_conv *p, int64_t inputs, int64_t outputs, int
 
 cdef bint direct_pays(const cnnx_conv *p) noexcept:
     """The choice between the direct path and the implicit matrix product, by shape."""
-    return p.C * p.taps <= 32 or p.M <= 4
+    return (p.taps > 1 and p.C * p.taps <= 32) or p.M <= 4
 
 
 @cython.final

@@ -8,8 +8,9 @@
  * between blocks of the depth: the output is written once.
  */
 enum {
-    FN(BLOCK) = 256 / NR * NR, /* pixels a task, at most */
-    FN(CHANNELS) = 256,        /* output channels a task: their sums are a quarter of the second level */
+    FN(BLOCK) = 256 / NR * NR, /* pixels a task, or up to LARGE times as many */
+    FN(LARGE) = 4,
+    FN(CHANNELS) = 256,        /* output channels a task: BLOCK sums of each are a quarter of the second level */
     FN(STRIP_MOST) = 512 * 1024 / sizeof(T),
     FN(PHASES_MOST) = 32,      /* column phases of a strip; wider strides gather each patch */
 };
@@ -68,16 +69,20 @@ static void FN(conv_source)(cnnx_conv *p)
 }
 
 /* Pixels and weights a task: the cut with the shortest longest thread. Packing a panel of pixels is taken as two
- * tiles, and is repeated for each range of output channels. */
-static void FN(conv_cut)(cnnx_conv *p, int threads)
+ * tiles, and is repeated for each range of output channels; what a task prepares and reads again of the one before is
+ * taken as a panel. Sums that wait bound both. */
+static void FN(conv_cut)(cnnx_conv *p, int64_t large, int threads)
 {
-    const int64_t most = (p->panels * MR + FN(CHANNELS) - 1) / FN(CHANNELS);
+    const int64_t channels = p->waits ? FN(CHANNELS) : 4 * FN(CHANNELS);
+    const int64_t most = (p->panels * MR + channels - 1) / channels;
     double best = 0;
     for (int64_t m_blocks = most; m_blocks <= p->panels && m_blocks <= most * threads; m_blocks *= 2) {
         const int64_t m_block = (p->panels + m_blocks - 1) / m_blocks;
-        for (int64_t block = FN(BLOCK); block > 0; block -= NR) {
+        int64_t block = large * FN(BLOCK);
+        while (p->waits && block > FN(BLOCK) && block * m_block * MR > FN(BLOCK) * FN(CHANNELS)) block -= NR;
+        for (; block > 0; block -= NR) {
             const int64_t tasks = p->groups * ((p->pixels + block - 1) / block) * m_blocks;
-            const double longest = (double)((tasks + threads - 1) / threads) * (double)(block * (m_block + 2));
+            const double longest = (double)((tasks + threads - 1) / threads) * (double)((block + NR) * (m_block + 2));
             if (best > 0 && longest >= best) continue;
             best = longest;
             p->block = block;
@@ -98,9 +103,13 @@ static void FN(conv_plan)(cnnx_conv *p, int threads)
     p->panels = (p->M + MR - 1) / MR;
     p->packed_size = p->groups * p->panels * p->depth * MR;
     p->halves = p->pairs;
-    FN(conv_cut)(p, threads);
-    FN(conv_source)(p);
     p->waits = p->pairs || p->depth > FN(depth_block)(p, p->taps);
+    /* Blocks of more rows copy fewer rows twice, as long as the copy leaves room in the second level. */
+    for (int64_t large = FN(LARGE); large > 0; large /= 2) {
+        FN(conv_cut)(p, large, threads);
+        FN(conv_source)(p);
+        if (p->source == CNNX_WINDOWS && p->image_size <= FN(STRIP_MOST) / 2) break;
+    }
     const int64_t sums = p->waits ? (1 + p->pairs) * (p->block / NR) * p->m_block : 1;
     p->scratch = (size_t)(KC * NR + VL + sums * MR * NR + p->image_size) * sizeof(T) +
                  (size_t)(p->taps + KC) * sizeof(int64_t);
@@ -143,17 +152,12 @@ static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
     }
 }
 
-/* A row of stride P into its P phases, columns lo[b] .. hi[b]-1 of them inside the image; `from` is column 0 of the
- * first. log2(P) rounds of dealing even and odd numbers apart; nothing is read from `end` on. */
-static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t *lo, const int64_t *hi, const T *end,
-                                       T *to, int64_t plane)
+/* A row of stride P into its P phases, columns lo[b] .. hi[b]-1 of them inside the image, first .. last-1 in all of
+ * them; `from` is column 0 of the first. log2(P) rounds of dealing even and odd numbers apart; nothing is read from
+ * `end` on. */
+static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t *lo, const int64_t *hi, int64_t first,
+                                       int64_t last, const T *end, T *to, int64_t plane)
 {
-    int64_t first = lo[0], last = hi[0]; /* columns that all phases have */
-    for (int b = 1; b < P; b++) {
-        if (lo[b] > first) first = lo[b];
-        if (hi[b] < last) last = hi[b];
-    }
-    if (last < first) last = first;
     int64_t j = first;
 #if defined(SHUFFLE)
     for (; j < last && end - (from + P * j) >= P * VL; j += VL) {
@@ -169,10 +173,15 @@ static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t
         UNROLL for (int b = 0; b < P; b++) *(VU *)(to + b * plane + j) = a[b];
     }
 #endif
-    if (j > last) j = last;
-    for (int b = 0; b < P; b++) {
-        for (int64_t i = lo[b]; i < first && i < hi[b]; i++) to[b * plane + i] = from[P * i + b];
-        for (int64_t i = j; i < hi[b]; i++) to[b * plane + i] = from[P * i + b];
+    UNROLL for (int b = 0; b < P; b++) {
+        for (int64_t i = lo[b]; i < first && i < hi[b]; i++) {
+            to[b * plane + i] = from[P * i + b];
+            PREVENT_MEMCPY;
+        }
+        for (int64_t i = j; i < hi[b]; i++) {
+            to[b * plane + i] = from[P * i + b];
+            PREVENT_MEMCPY;
+        }
     }
 }
 
@@ -181,15 +190,19 @@ static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t
 static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *p, int64_t g, const FN(span) *s,
                                            int64_t c0, int64_t c1, T *restrict strip)
 {
-    const int64_t width = p->image_width, phases = p->phases_w, plane = p->plane, H = p->H, W = p->W, sw = p->sw;
+    const int64_t phases = step ? step : p->phases_w; /* all of them where the step is known */
+    const int64_t width = p->image_width, plane = p->plane, H = p->H, W = p->W, sw = p->sw;
     const int64_t phases_h = p->phases_h, left = p->left;
     const T *end = (const T *)p->x + p->N * p->groups * p->C * H * W;
     int64_t lo[FN(PHASES_MOST)], hi[FN(PHASES_MOST)]; /* columns of a phase inside the image */
+    int64_t first = 0, last = width;                  /* and of all phases */
     for (int64_t b = 0; b < phases; b++) {
         lo[b] = left + b < 0 ? (-left - b + sw - 1) / sw : 0;
         hi[b] = left + b < W ? (W - left - b + sw - 1) / sw : 0;
         if (hi[b] > width) hi[b] = width;
         if (lo[b] > hi[b]) lo[b] = hi[b];
+        if (lo[b] > first) first = lo[b];
+        if (hi[b] < last) last = hi[b];
     }
     for (int64_t c = c0; c < c1; c++)
         for (int64_t n = s->first_image; n <= s->last_image; n++) {
@@ -203,19 +216,19 @@ static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *
                     const T *x = image + h * W + left;
                     T *row = to + a * phases * plane;
                     const int inside = h >= 0 && h < H;
-                    for (int64_t b = 0; b < phases; b++)
+                    UNROLL for (int64_t b = 0; b < phases; b++)
                         FN(fill_loose)(inside ? lo[b] : width, row + b * plane);
                     if (!inside) continue;
                     /* The next channel's row: a plane away, where no prefetcher looks. */
                     for (int64_t j = 0; j < W; j += 64 / (int64_t)sizeof(T)) PREFETCH(x + H * W + j);
                     if (step > 1)
-                        FN(deal_row)((int)step, x, lo, hi, end, row, plane);
+                        FN(deal_row)((int)step, x, lo, hi, first, last, end, row, plane);
                     else if (step == 1 && end - (x + hi[0]) >= VL)
                         FN(copy_loose)(x + lo[0], hi[0] - lo[0], row + lo[0]);
                     else
                         for (int64_t b = 0; b < phases; b++)
                             FN(copy_every)(x + b + lo[b] * sw, sw, hi[b] - lo[b], row + b * plane + lo[b]);
-                    for (int64_t b = 0; b < phases; b++)
+                    UNROLL for (int64_t b = 0; b < phases; b++)
                         FN(fill_loose)(width - hi[b], row + b * plane + hi[b]);
                 }
         }
