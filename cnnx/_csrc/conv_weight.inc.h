@@ -38,7 +38,9 @@ static void FN(conv_weight_plan)(cnnx_conv_weight *w)
     int64_t bottom, right;
     FN(flatten)(p);
     FN(reach)(p, &bottom, &right);
-    p->pixels = p->N * p->rows * p->cols;
+    p->line = p->cols;
+    p->area = p->rows * p->cols;
+    p->pixels = p->N * p->area;
     p->depth = p->C * p->taps;
     w->chunk_cols = FN(share)(p->cols, KC);
     w->chunk_rows = w->chunk_cols < p->cols ? 1 : FN(share)(p->rows, KC / p->cols);
