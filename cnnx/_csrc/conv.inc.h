@@ -12,6 +12,7 @@ enum {
     FN(BLOCK) = 256 / NR * NR, /* pixels a task, or up to LARGE times as many */
     FN(LARGE) = 4,
     FN(DEEP) = 4,              /* panels a group where they are deeper than KC */
+    FN(AHEAD) = 16,            /* most parts of images that are asked for ahead */
     FN(CHANNELS) = 256,        /* output channels a task: BLOCK sums of each are a quarter of the second level */
     FN(STRIP_MOST) = 512 * 1024 / sizeof(T),
     FN(PHASES_MOST) = 32,      /* column phases of a strip; wider strides gather each patch */
@@ -42,7 +43,7 @@ static int FN(in_place)(const cnnx_conv *p)
  * in place, and sums need not wait for up to twice KC: their panels come from the second level as fast. */
 static int64_t FN(depth_block)(const cnnx_conv *p, int64_t taps)
 {
-    if (FN(in_place)(p)) return FN(share)(p->C, 2 * KC);
+    if (p->source == CNNX_PLANES) return FN(share)(p->C, 2 * KC);
     return taps && taps <= KC ? FN(share)(p->C, KC / taps) * taps : KC;
 }
 
@@ -50,13 +51,10 @@ static int64_t FN(depth_block)(const cnnx_conv *p, int64_t taps)
 static void FN(conv_source)(cnnx_conv *p)
 {
     int64_t bottom, right;
-    p->source = CNNX_PATCHES;
     p->image_size = 0;
+    if (p->source == CNNX_PLANES) return;
+    p->source = CNNX_PATCHES;
     if (p->taps == 0) return;
-    if (FN(in_place)(p)) {
-        p->source = CNNX_PLANES;
-        return;
-    }
     FN(reach)(p, &bottom, &right);
     p->extent_h = (bottom - p->top) / p->sh;
     p->phases_h = p->sh < bottom - p->top + 1 ? p->sh : bottom - p->top + 1;
@@ -108,7 +106,7 @@ static void FN(conv_cut)(cnnx_conv *p, int64_t large, int threads)
 /* Room for a group of panels. */
 static int64_t FN(panel_size)(const cnnx_conv *p)
 {
-    return (FN(in_place)(p) && p->C > KC ? 2 * FN(DEEP) : 1) * KC * NR;
+    return (p->source == CNNX_PLANES && p->C > KC ? 2 * FN(DEEP) : 1) * KC * NR;
 }
 
 /* Lines in which the tiles can read copied rows without packing: rows that run on into the next, or rows of whole
@@ -130,7 +128,7 @@ static void FN(conv_blocks)(cnnx_conv *p, int64_t line, int64_t area, int thread
     for (int64_t large = FN(LARGE); large > 0; large /= 2) {
         FN(conv_cut)(p, large, threads);
         FN(conv_source)(p);
-        if (p->source == CNNX_WINDOWS && p->image_size <= FN(STRIP_MOST) / 2) break;
+        if (p->source != CNNX_PATCHES && p->image_size <= FN(STRIP_MOST) / 2) break;
     }
 }
 
@@ -141,6 +139,7 @@ static void FN(conv_plan)(cnnx_conv *p, int threads)
     p->panels = (p->M + MR - 1) / MR;
     p->packed_size = p->groups * p->panels * p->depth * MR;
     p->halves = p->pairs;
+    p->source = FN(in_place)(p) ? CNNX_PLANES : CNNX_PATCHES;
     p->waits = p->pairs || p->depth > FN(depth_block)(p, p->taps);
     FN(conv_blocks)(p, p->cols, p->rows * p->cols, threads);
     if (p->source == CNNX_WINDOWS) {
@@ -198,8 +197,8 @@ static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
 /* A row of stride P into its P phases, columns lo[b] .. hi[b]-1 of them inside the image, first .. last-1 in all of
  * them; `from` is column 0 of the first. log2(P) rounds of dealing even and odd numbers apart; nothing is read from
  * `end` on. */
-static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t *lo, const int64_t *hi, int64_t first,
-                                       int64_t last, const T *end, T *to, int64_t plane)
+static ALWAYS_INLINE void FN(deal_row)(const int P, const int phases, const T *from, const int64_t *lo, const int64_t *hi,
+                                       int64_t first, int64_t last, const T *end, T *to, int64_t plane)
 {
     int64_t j = first;
 #if defined(SHUFFLE)
@@ -213,10 +212,10 @@ static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t
             }
             UNROLL for (int b = 0; b < P; b++) a[b] = d[b];
         }
-        UNROLL for (int b = 0; b < P; b++) *(VU *)(to + b * plane + j) = a[b];
+        UNROLL for (int b = 0; b < phases; b++) *(VU *)(to + b * plane + j) = a[b];
     }
 #endif
-    UNROLL for (int b = 0; b < P; b++) {
+    UNROLL for (int b = 0; b < phases; b++) {
         for (int64_t i = lo[b]; i < first && i < hi[b]; i++) {
             to[b * plane + i] = from[P * i + b];
             PREVENT_MEMCPY;
@@ -230,10 +229,9 @@ static ALWAYS_INLINE void FN(deal_row)(const int P, const T *from, const int64_t
 
 /* Channels c0 .. c1-1 of the rows that the span reads: strip[c][row phase][column phase][row][column]. Each row
  * spoils VL numbers behind it, which the next one covers, or which are nobody's. */
-static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *p, int64_t g, const FN(span) *s,
-                                           int64_t c0, int64_t c1, T *restrict strip)
+static ALWAYS_INLINE void FN(copy_rows_of)(const int step, const int64_t phases, const cnnx_conv *p, int64_t g,
+                                           const FN(span) *s, int64_t c0, int64_t c1, T *restrict strip)
 {
-    const int64_t phases = step ? step : p->phases_w; /* all of them where the step is known */
     const int64_t width = p->image_width, plane = p->plane, H = p->H, W = p->W, sw = p->sw;
     const int64_t phases_h = p->phases_h, left = p->left;
     const T *end = (const T *)p->x + p->N * p->groups * p->C * H * W;
@@ -265,7 +263,7 @@ static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *
                     /* The next channel's row: a plane away, where no prefetcher looks. */
                     for (int64_t j = 0; j < W; j += 64 / (int64_t)sizeof(T)) PREFETCH(x + H * W + j);
                     if (step > 1)
-                        FN(deal_row)((int)step, x, lo, hi, first, last, end, row, plane);
+                        FN(deal_row)(step, (int)phases, x, lo, hi, first, last, end, row, plane);
                     else if (step == 1 && end - (x + hi[0]) >= VL)
                         FN(copy_loose)(x + lo[0], hi[0] - lo[0], row + lo[0]);
                     else
@@ -280,13 +278,15 @@ static ALWAYS_INLINE void FN(copy_rows_of)(const int64_t step, const cnnx_conv *
 static NOINLINE void FN(copy_strip)(const cnnx_conv *p, int64_t g, const FN(span) *s, int64_t c0, int64_t c1, T *strip)
 {
     if (p->sw == 1)
-        FN(copy_rows_of)(1, p, g, s, c0, c1, strip);
-    else if (p->sw == 2 && p->phases_w == 2)
-        FN(copy_rows_of)(2, p, g, s, c0, c1, strip);
+        FN(copy_rows_of)(1, 1, p, g, s, c0, c1, strip);
+    else if (p->sw == 2 && p->phases_w == 1)
+        FN(copy_rows_of)(2, 1, p, g, s, c0, c1, strip);
+    else if (p->sw == 2)
+        FN(copy_rows_of)(2, 2, p, g, s, c0, c1, strip);
     else if (p->sw == 4 && p->phases_w == 4)
-        FN(copy_rows_of)(4, p, g, s, c0, c1, strip);
+        FN(copy_rows_of)(4, 4, p, g, s, c0, c1, strip);
     else
-        FN(copy_rows_of)(0, p, g, s, c0, c1, strip);
+        FN(copy_rows_of)(0, p->phases_w, p, g, s, c0, c1, strip);
 }
 
 /* Copies of one vector each that bring the pixels of a panel together: from `at` in the strip or in x, to column
@@ -311,30 +311,27 @@ static int FN(find_moves)(const cnnx_conv *p, const FN(span) *s, int64_t q0, int
     return count;
 }
 
-/* A panel of patches: out[k*NR + j], pixels by the moves, k by its offset; VL numbers past the end are spoilt. Rows of
- * a plane lie far apart: no prefetcher foresees the next panel's. */
+/* A panel of patches: out[k*NR + j], pixels by the moves, k by its offset; VL numbers past the end are spoilt. */
 static ALWAYS_INLINE void FN(gather)(const T *from, const int64_t *offset, int64_t kc, const FN(move) *moves,
-                                     const int count, const int ahead, T *restrict out)
+                                     const int count, T *restrict out)
 {
     for (int64_t k = 0; k < kc; k++, out += NR) {
         const T *row = from + offset[k];
         UNROLL for (int m = 0; m < count; m++) *(VU *)(out + moves[m].to) = *(const VU *)(row + moves[m].at);
-        if (ahead)
-            for (int j = 0; j < NR; j += 64 / (int)sizeof(T)) PREFETCH(row + moves[count - 1].at + VL + j);
     }
 }
 
 static NOINLINE void FN(pack_strip)(const T *from, const int64_t *offset, int64_t kc, const FN(move) *moves, int count,
-                                    int ahead, T *restrict out)
+                                    T *restrict out)
 {
     FN(move) local[4];
     memcpy(local, moves, sizeof local);
     switch (count) {
-    case 1: FN(gather)(from, offset, kc, local, 1, 0, out); break;
-    case 2: ahead ? FN(gather)(from, offset, kc, local, 2, 1, out) : FN(gather)(from, offset, kc, local, 2, 0, out); break;
-    case 3: ahead ? FN(gather)(from, offset, kc, local, 3, 1, out) : FN(gather)(from, offset, kc, local, 3, 0, out); break;
-    case 4: ahead ? FN(gather)(from, offset, kc, local, 4, 1, out) : FN(gather)(from, offset, kc, local, 4, 0, out); break;
-    default: FN(gather)(from, offset, kc, moves, count, 0, out);
+    case 1: FN(gather)(from, offset, kc, local, 1, out); break;
+    case 2: FN(gather)(from, offset, kc, local, 2, out); break;
+    case 3: FN(gather)(from, offset, kc, local, 3, out); break;
+    case 4: FN(gather)(from, offset, kc, local, 4, out); break;
+    default: FN(gather)(from, offset, kc, moves, count, out);
     }
 }
 
@@ -416,14 +413,14 @@ static void FN(pack_pixels)(const FN(job) *o, const cnnx_conv *p, int64_t q0, in
     }
     if (count) {
         if (q1 - q0 < NR) memset(to, 0, (size_t)(kc * NR) * sizeof(T));
-        FN(pack_strip)(source, o->offset, kc, moves, count, p->source == CNNX_PLANES, to);
+        FN(pack_strip)(source, o->offset, kc, moves, count, to);
     } else {
         FN(pack_patches)(p, o->g, q0, q1, NR, k0, k0 + kc, to, NR);
     }
 }
 
 /* A panel of pixels that its tiles read from the strip, and where in the output, from its channel 0, they may store
- * it: `whole` says that each vector lies in a row of it. */
+ * it: `whole` says that each vector is whole there. */
 typedef struct {
     const T *from[NV];
     int64_t to[NV];
@@ -433,15 +430,34 @@ typedef struct {
 static FN(vectors) FN(vectors_at)(const FN(job) *o, const cnnx_conv *p, int64_t q0, int64_t q1)
 {
     FN(vectors) v;
+    const int dense = p->line == p->YW && p->ty == 1 && p->tx == 1; /* each row follows the one before */
     v.whole = q1 - q0 == NR && p->tx == 1 && !p->waits;
     for (int j = 0; j < NV; j++) {
         const int64_t q = q0 + j * VL < q1 ? q0 + j * VL : q0;
         const FN(run) r = FN(run_at)(p, q, q + VL);
         v.from[j] = o->strip + FN(strip_row)(p, &o->span, r.n, r.i) * p->image_width + r.j;
         v.to[j] = ((r.n * p->groups + o->g) * p->M * p->YH + p->oy + r.i * p->ty) * p->YW + p->ox + r.j;
-        v.whole &= r.real == VL;
+        v.whole &= r.real == VL || (dense && q % p->area + VL <= p->rows * p->cols);
     }
     return v;
+}
+
+/* The planes that pixels q0 .. q1-1 at depth k0 .. k0+kc-1 are packed from, to be asked for in so many stretches of
+ * tiles. Lines that the panel before has touched are left out. */
+static FN(ahead) FN(next_panels)(const FN(job) *o, const cnnx_conv *p, int64_t q0, int64_t q1, int64_t k0, int64_t kc,
+                                 int64_t stretches, FN(block) *blocks)
+{
+    const int64_t plane = p->H * p->W, size = sizeof(T);
+    FN(ahead) a = {blocks, blocks, 0, 0};
+    for (int64_t q = q0; q < q1 && a.end < blocks + FN(AHEAD);) {
+        const FN(run) r = FN(run_at)(p, q, q1);
+        const T *x = (const T *)p->x + ((r.n * p->groups + o->g) * p->C + k0) * plane + r.i * p->W + r.j;
+        *a.end++ = (FN(block)){(const char *)x + 64 - size, r.len * size, kc, plane * size};
+        a.lines += (r.len * size + 63) / 64 * kc;
+        q += r.len;
+    }
+    a.lines = (a.lines + stretches - 1) / stretches;
+    return a;
 }
 
 /* The products of one half, into the output where nothing has to wait. */
@@ -485,6 +501,15 @@ static void FN(conv_half)(const FN(job) *o, int half)
             if (straight) v = FN(vectors_at)(o, p, q0, q1);
             for (int64_t at = q0; at < q1 && kc && !straight; at += NR)
                 FN(pack_pixels)(o, p, at, at + NR < q1 ? at + NR : q1, k0, kc, source, o->panel + (at - q0) * kc);
+            FN(block) blocks[FN(AHEAD)];
+            FN(ahead) ahead = {0};
+            if (p->source == CNNX_PLANES && kc) {
+                const int64_t stretches = (q1 - q0 + NR - 1) / NR * m_count * ((kc + GEMM_STRETCH - 1) / GEMM_STRETCH);
+                const int more = q1 < o->end, deeper = !last && !more; /* the next panels, or the first ones deeper */
+                const int64_t next = deeper ? o->begin : q1, k = deeper ? k0 + kc : more ? k0 : 0;
+                const int64_t beyond = next + group < p->pixels ? next + group : p->pixels;
+                ahead = FN(next_panels)(o, p, next, beyond, k, depth - k < kc ? depth - k : kc, stretches, blocks);
+            }
             for (int64_t s = 0; s < m_count; s++) {
                 const int64_t m = (o->first_panel + s) * MR, mr = p->M - m < MR ? p->M - m : MR;
                 const T *a = packed + (o->first_panel + s) * panel_size + k0 * MR;
@@ -497,7 +522,7 @@ static void FN(conv_half)(const FN(job) *o, int half)
                     /* All NR pixels of one image, and that image dense: the tile is stored directly. */
                     if (!p->waits && flat && to - at == NR && pixel + NR <= area && mr == MR) {
                         T *y = (T *)p->y + ((n * p->groups + o->g) * p->M + m) * area + pixel;
-                        FN(gemm_full)(kc, a, b, y, area, bias, 1, 1, p->activation);
+                        FN(gemm_full)(kc, a, b, y, area, bias, 1, 1, p->activation, &ahead);
                         continue;
                     }
                     T *tile = sums;
@@ -507,10 +532,10 @@ static void FN(conv_half)(const FN(job) *o, int half)
                         T *to[NV];
                         for (int j = 0; j < NV; j++) to[j] = out ? (T *)p->y + m * p->YH * p->YW + v.to[j] : tile + j * VL;
                         FN(gemm_vectors)(kc, a, v.from, o->offset, to, out ? p->YH * p->YW : NR, out ? bias : NULL, first,
-                                         out, p->activation);
+                                         out, p->activation, &ahead);
                         if (out) continue;
                     } else {
-                        FN(gemm_full)(kc, a, b, tile, NR, NULL, first, 0, CNNX_NONE);
+                        FN(gemm_full)(kc, a, b, tile, NR, NULL, first, 0, CNNX_NONE, &ahead);
                     }
                     if (last && !p->pairs) FN(place_tile)(p, o->g, m, mr, at, to, tile);
                 }

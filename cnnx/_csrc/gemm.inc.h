@@ -8,20 +8,51 @@
  * Edges: callers pad panels with zeros and store only the part that exists.
  */
 
+typedef struct { /* a block of memory: rows of so many bytes, a step of bytes apart */
+    const char *at;
+    int64_t bytes, rows, step;
+} FN(block);
+
+/* What will be read next, asked for a few cache lines at each stretch of each tile: so the memory's latency hides
+ * behind arithmetic. All at once they would keep the tiles' own loads waiting. */
+typedef struct {
+    FN(block) *block, *end;
+    int64_t byte, lines; /* how far in the row; lines at a stretch */
+} FN(ahead);
+
+static ALWAYS_INLINE void FN(ask)(FN(ahead) *a)
+{
+    for (int64_t l = 0; l < a->lines && a->block < a->end; l++) {
+        PREFETCH_FAR(a->block->at + a->byte);
+        a->byte += 64;
+        if (a->byte < a->block->bytes) continue;
+        a->byte = 0;
+        a->block->at += a->block->step;
+        if (--a->block->rows == 0) a->block++;
+    }
+}
+
+#define GEMM_STRETCH 16 /* steps of the depth between two looks ahead */
+
 static ALWAYS_INLINE void
-FN(gemm_tile)(const int packed, int64_t kc, const T *restrict a, const T *const *b, const int64_t *offset, V acc[MR][NV])
+FN(gemm_tile)(const int packed, int64_t kc, const T *restrict a, const T *const *b, const int64_t *offset, V acc[MR][NV],
+              FN(ahead) *ahead)
 {
     V c[MR][NV];
     const T *from[NV];
     UNROLL for (int j = 0; j < NV; j++) from[j] = b[j];
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int j = 0; j < NV; j++) c[i][j] = (V){0};
-    for (int64_t k = 0; k < kc; k++, a += MR) {
-        const int64_t at = packed ? k * NR : offset[k];
-        V bk[NV];
-        UNROLL for (int j = 0; j < NV; j++) bk[j] = *(const VU *)(from[j] + at);
-        UNROLL for (int i = 0; i < MR; i++)
-            UNROLL for (int j = 0; j < NV; j++) c[i][j] += a[i] * bk[j];
+    for (int64_t k = 0; k < kc;) {
+        const int64_t end = kc - k < GEMM_STRETCH ? kc : k + GEMM_STRETCH;
+        FN(ask)(ahead);
+        for (; k < end; k++, a += MR) {
+            const int64_t at = packed ? k * NR : offset[k];
+            V bk[NV];
+            UNROLL for (int j = 0; j < NV; j++) bk[j] = *(const VU *)(from[j] + at);
+            UNROLL for (int i = 0; i < MR; i++)
+                UNROLL for (int j = 0; j < NV; j++) c[i][j] += a[i] * bk[j];
+        }
     }
     UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int j = 0; j < NV; j++) acc[i][j] = c[i][j];
@@ -60,7 +91,7 @@ FN(store_tile)(V acc[MR][NV], T *const *c, int64_t ldc, const T *bias, int first
 /* One tile of packed panels straight into c, all of it existing. */
 static NOINLINE void
 FN(gemm_full)(int64_t kc, const T *a, const T *b, T *c, int64_t ldc, const T *bias, int first,
-              int last, int activation)
+              int last, int activation, FN(ahead) *ahead)
 {
     V acc[MR][NV];
     const T *from[NV];
@@ -69,17 +100,17 @@ FN(gemm_full)(int64_t kc, const T *a, const T *b, T *c, int64_t ldc, const T *bi
         from[j] = b + j * VL;
         to[j] = c + j * VL;
     }
-    FN(gemm_tile)(1, kc, a, from, NULL, acc);
+    FN(gemm_tile)(1, kc, a, from, NULL, acc, ahead);
     FN(store_tile)(acc, to, ldc, bias, first, last, activation);
 }
 
 /* The same from vectors that lie anywhere to vectors anywhere. */
 static NOINLINE void
 FN(gemm_vectors)(int64_t kc, const T *a, const T *const *b, const int64_t *offset, T *const *c, int64_t ldc,
-                 const T *bias, int first, int last, int activation)
+                 const T *bias, int first, int last, int activation, FN(ahead) *ahead)
 {
     V acc[MR][NV];
-    FN(gemm_tile)(0, kc, a, b, offset, acc);
+    FN(gemm_tile)(0, kc, a, b, offset, acc, ahead);
     FN(store_tile)(acc, c, ldc, bias, first, last, activation);
 }
 
