@@ -19,10 +19,6 @@ enum { FN(WINDOW) = 128 * 1024 / sizeof(T) }; /* of the copy; with a panel it st
 typedef struct { /* consecutive pixels of a chunk */
     int64_t at, len;
 } FN(stretch);
-typedef struct { /* a block of memory: rows of so many bytes, a step of bytes apart */
-    const char *at;
-    int64_t bytes, rows, step;
-} FN(block);
 
 /* A 1x1 convolution's x and y may change places: so the fewer channels are transposed, which costs as much as
  * five multiply-adds for each, and those that fill the lanes. */
@@ -38,7 +34,9 @@ static void FN(conv_weight_plan)(cnnx_conv_weight *w)
     int64_t bottom, right;
     FN(flatten)(p);
     FN(reach)(p, &bottom, &right);
-    p->pixels = p->N * p->rows * p->cols;
+    p->line = p->cols;
+    p->area = p->rows * p->cols;
+    p->pixels = p->N * p->area;
     p->depth = p->C * p->taps;
     w->chunk_cols = FN(share)(p->cols, KC);
     w->chunk_rows = w->chunk_cols < p->cols ? 1 : FN(share)(p->rows, KC / p->cols);
@@ -202,25 +200,6 @@ static void FN(copy_window)(const cnnx_conv_weight *w, const FN(chunk) *c, int64
                             FN(window_row)(x + h * W, step, lo, last, count, end, to);
                     }
             }
-    }
-}
-
-/* What the next chunk will read, asked for a few cache lines at each stretch of each tile: so the memory's latency
- * hides behind arithmetic. All at once they would keep the tiles' own loads waiting. */
-typedef struct {
-    FN(block) *block, *end;
-    int64_t byte, lines; /* how far in the row; lines at a stretch */
-} FN(ahead);
-
-static ALWAYS_INLINE void FN(ask)(FN(ahead) *a)
-{
-    for (int64_t l = 0; l < a->lines && a->block < a->end; l++) {
-        PREFETCH_FAR(a->block->at + a->byte);
-        a->byte += 64;
-        if (a->byte < a->block->bytes) continue;
-        a->byte = 0;
-        a->block->at += a->block->step;
-        if (--a->block->rows == 0) a->block++;
     }
 }
 

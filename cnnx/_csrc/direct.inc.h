@@ -161,7 +161,8 @@ FN(direct_tile)(const int m, const int r, const int n, const cnnx_conv *p, const
 typedef void (*FN(direct_task))(const cnnx_conv *, const T *, const int64_t *, const T *, int64_t, int64_t,
                                 int64_t, const T *, T *);
 
-/* A lone channel takes several rows, for a chain of four accumulators would wait for itself. */
+/* A lone channel takes several rows, for a chain of four accumulators would wait for itself; so do eight channels of
+ * a lone vector, whose weights would be loaded once for each multiply-add. */
 #define DIRECT(m, r, n)                                                                               \
     static NOINLINE void FN(direct_##m##_##n)(const cnnx_conv *p, const T *w, const int64_t *offset,   \
                                               const T *bias, int64_t mr, int64_t rows, int64_t count,  \
@@ -174,7 +175,7 @@ DIRECT(2, 1, 1) DIRECT(2, 1, 2) DIRECT(2, 1, 3) DIRECT(2, 1, 4)
 DIRECT(3, 1, 1) DIRECT(3, 1, 2) DIRECT(3, 1, 3) DIRECT(3, 1, 4)
 DIRECT(4, 1, 1) DIRECT(4, 1, 2) DIRECT(4, 1, 3)
 #if MR == 8
-DIRECT(8, 1, 1) DIRECT(8, 1, 2) DIRECT(8, 1, 3)
+DIRECT(8, 2, 1) DIRECT(8, 1, 2) DIRECT(8, 1, 3)
 #endif
 #undef DIRECT
 
@@ -263,7 +264,7 @@ static void FN(direct_panel)(const cnnx_conv *p, const T *w, const int64_t *offs
     int64_t n = 1;
     for (int64_t v = 2; v <= (mr < 4 ? 4 : 3) && v * VL <= p->cols; v++)
         if ((p->cols + v * VL - 1) / (v * VL) * v <= (p->cols + n * VL - 1) / (n * VL) * n) n = v;
-    const int64_t tall = mr > 1 || n > 2 ? 1 : 4 / n;
+    const int64_t tall = mr == 1 && n <= 2 ? 4 / n : mr > 4 && n == 1 ? 2 : 1;
     for (int64_t i = 0;; i += tall) {
         if (i + tall > rows) i = rows > tall ? rows - tall : 0;
         for (int64_t j = 0;; j += n * VL) {

@@ -34,7 +34,7 @@ enum { CNNX_SCRATCH = 64 << 20 };
  * gradient, sh = sw = 1 and ty, tx the stride.
  *
  * w[g, m, c, t] is read at weight[g*w_group + m*w_out + c*w_in + w_tap[t]].
- * pixels means N*rows*cols, the flattened (n, i, j); depth means C*taps, the flattened (c, t). */
+ * pixels means N*area, N*rows*cols or more, the flattened (n, i, j); depth means C*taps, the flattened (c, t). */
 typedef struct {
     const void *x, *weight, *bias; /* bias may be NULL */
     void *y;
@@ -67,9 +67,13 @@ typedef struct {
     int fused;
     int64_t plane, image_width, image_size;
     int64_t phases_h, phases_w, extent_h;
+    /* conv_plan: pixels are numbered in lines of `line` columns, `area` an image. Tiles that read copies straight away
+     * count columns that do not exist, so that no vector is put together from two places. */
+    int64_t line, area;
 } cnnx_conv;
 
-enum { CNNX_PLANES, CNNX_WINDOWS, CNNX_PATCHES }; /* x itself, copies with their border, implicit im2col */
+/* x itself, copies with their border, such copies read by the tiles without packing, implicit im2col */
+enum { CNNX_PLANES, CNNX_WINDOWS, CNNX_STRAIGHT, CNNX_PATCHES };
 
 /* Weight gradient of the convolution above, with the output's gradient in `y` (read only):
  *

@@ -130,6 +130,7 @@ static void FN(matmul)(const void *problem, int64_t task, void *scratch)
     const int64_t n1 = n0 + p->n_block < p->N ? n0 + p->n_block : p->N;
     T *panel = scratch, *tile = panel + KC * NR, *rows = tile + MR * NR;
     const T *a = p->a, *b = p->b, *bias = p->bias;
+    FN(ahead) ahead = {0}; /* nothing: prefetchers follow these panels */
     if (p->few) {
         FN(matmul_few)(p, n0, n1, scratch);
         return;
@@ -149,11 +150,13 @@ static void FN(matmul)(const void *problem, int64_t task, void *scratch)
                 const int64_t mr = m1 - m < MR ? m1 - m : MR;
                 T *out = (T *)p->out + m * p->N + n;
                 if (mr == MR && nr == NR) {
-                    FN(gemm_full)(kc, rows + (m - m0) * kc, panel, out, p->N, NULL, first, last, p->activation);
+                    FN(gemm_full)(kc, rows + (m - m0) * kc, panel, out, p->N, NULL, first, last, p->activation,
+                                  &ahead);
                     continue;
                 }
                 for (int64_t i = 0; i < mr && !first; i++) FN(copy)(out + i * p->N, nr, tile + i * NR);
-                FN(gemm_full)(kc, rows + (m - m0) * kc, panel, tile, NR, NULL, first, last, p->activation);
+                FN(gemm_full)(kc, rows + (m - m0) * kc, panel, tile, NR, NULL, first, last, p->activation,
+                                  &ahead);
                 for (int64_t i = 0; i < mr; i++) FN(copy)(tile + i * NR, nr, out + i * p->N);
             }
         }

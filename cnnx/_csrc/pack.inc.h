@@ -113,19 +113,22 @@ static int64_t FN(share)(int64_t n, int64_t most)
     return (n + blocks - 1) / blocks;
 }
 
-/* Pixels of one output row: flattened pixels q .. q+len-1 are (n, i, j .. j+len-1). */
+/* Pixels of one output row: flattened pixels q .. q+len-1 are (n, i, j .. j+len-1), of which the first `real` exist. */
 typedef struct {
-    int64_t n, i, j, len;
+    int64_t n, i, j, len, real;
 } FN(run);
 
 static inline FN(run) FN(run_at)(const cnnx_conv *p, int64_t q, int64_t end)
 {
     FN(run) r;
-    const int64_t plane = p->rows * p->cols, pixel = q % plane;
-    r.n = q / plane;
-    r.i = pixel / p->cols;
-    r.j = pixel % p->cols;
-    r.len = p->cols - r.j < end - q ? p->cols - r.j : end - q;
+    const int64_t pixel = q % p->area;
+    r.n = q / p->area;
+    r.i = pixel / p->line;
+    r.j = pixel % p->line;
+    r.len = p->line - r.j < end - q ? p->line - r.j : end - q;
+    if (r.len > p->area - pixel) r.len = p->area - pixel; /* past the last row */
+    r.real = p->cols - r.j < r.len ? p->cols - r.j : r.len;
+    if (r.real < 0 || r.i >= p->rows) r.real = 0;
     return r;
 }
 
