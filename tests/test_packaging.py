@@ -103,7 +103,7 @@ SIGNATURES = {
     "MaxPool2D": "(pool_size=2, stride=None, padding=0, dilation=1, ceil_mode=False)",
     "AvgPool2D": "(pool_size=2, stride=None, padding=0, ceil_mode=False, count_include_pad=True)",
     "Sequential": "(*layers)",
-    "Residual": "(body, shortcut=None)",
+    "Residual": "(body, shortcut=None, activation=None)",
 }
 
 
