@@ -30,7 +30,7 @@ enum { CNNX_SCRATCH = 64 << 20 };
  * interleaved; a stride is a gap alone. A kernel of more than 7 - tile taps, or of a stride, is cut into
  * parts, whose tap e is the kernel's tap + e*tap_step, zero outside it, and whose positions other than
  * low .. high-1 are zero. */
-enum { CNNX_PARTS = 8, CNNX_TAPS = 128 };
+enum { CNNX_PARTS = 8, CNNX_TAPS = 128 }; /* parts along one dimension; 16 in all */
 typedef struct {
     int64_t size, tap_step;        /* taps of the kernel, and from one to the next in a part */
     int64_t tile, points;          /* 1 and 1: this dimension is not transformed */
@@ -76,13 +76,13 @@ typedef struct {
     int64_t packed_size, tasks;
     size_t scratch;
     /* set by the plans of Winograd, where block counts tiles, block_rows by block_cols of them: rows and columns,
-     * the kernel's taps in order, positions of a tile, parts of the kernel, elements of the copy of its rows.
+     * where parts find their taps, positions of a tile, parts of the kernel, elements of the copy of its rows.
      * m_step and c_step: panels and channels that are multiplied at a time; fused: their weights are
      * transformed then.
      * direct_plan has rows in a block, and the size of a plane and of its rows. depthwise_plan has the length of
      * a row that is read, the rows of a task, and the size of the masks as image_width, tile_rows and plane. */
     cnnx_axis axis[2];
-    unsigned char order[CNNX_TAPS];
+    unsigned char place[256];
     int64_t points, parts, block_rows, block_cols, m_step, c_step;
     int64_t top, left, tile_rows;
     int fused;

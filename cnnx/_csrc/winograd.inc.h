@@ -70,16 +70,14 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads)
 
 /* U = G g G' of one panel of output channels and channels c0 .. c1-1, of parts of n x n taps or, where not
  * `two`, n: u[pos*plane + (part*(c1 - c0) + c - c0)*WN + i]. */
-static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const cnnx_conv *p, int64_t g,
-                                           int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
+static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int64_t taps, const cnnx_conv *p,
+                                           int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
     const int tall = h->points > 1;
-    const int64_t room = (p->taps + VL - 1) / VL * VL;
+    const int64_t room = FN(kernel_room)(taps);
     const T *weight = (const T *)p->weight + g * p->w_group;
-    const T *last = weight + (p->M - 1) * p->w_out + (p->C - 1) * p->w_in + p->taps - room;
-    unsigned char at[16 * 16];
-    FN(find_taps)(p, n, room, at);
+    const T *last = weight + (p->M - 1) * p->w_out + (p->C - 1) * p->w_in + taps - room;
     for (int64_t i = 0; i < WN && panel * WN + i < p->M; i += VL) {
         const T *kernel[VL];
         for (int64_t l = 0, m = panel * WN + i; l < VL; l++, m++)
@@ -93,7 +91,7 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const cnn
                     T copy[CNNX_TAPS + VL];
                     PREFETCH(from + 8 * p->w_in + part); /* halves the time: too many streams for the hardware */
                     if (from > last) { /* never beyond the weights */
-                        memcpy(copy, from, (size_t)p->taps * sizeof(T));
+                        memcpy(copy, from, (size_t)taps * sizeof(T));
                         from = copy;
                     }
                     a[l] = *(const VU *)(from + part);
@@ -101,17 +99,20 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const cnn
                 FN(turn)(a);
                 UNROLL for (int l = 0; l < VL; l++) tap[part + l] = a[l];
             }
-            const unsigned char *place = at;
+            const unsigned char *place = p->place;
             T *to = u + (c - c0) * WN + i;
             for (int64_t part = 0; part < p->parts; part++, place += n * n, to += (c1 - c0) * WN) {
                 const int64_t i0 = part / w->parts, j0 = part % w->parts;
                 const int64_t low = tall ? h->part[i0].low : w->part[j0].low;
                 const int64_t high = tall ? h->part[i0].high : w->part[j0].high;
-                const int64_t low_w = w->part[j0].low, high_w = w->part[j0].high;
+                const int64_t left = w->part[j0].low * plane, right = (w->part[j0].high - 1) * plane;
                 UNROLL for (int k = 0; k < (two ? n : 1); k++) {
                     UNROLL for (int r = 0; r < n; r++) in[r] = tap[place[two ? n * r + k : r]];
                     FN(kernel_1d)(n, in, out);
-                    UNROLL for (int r = 0; r < 6; r++) half[r][k] = out[r];
+                    UNROLL for (int r = 0; r < 6; r++) {
+                        KEEP(out[r]);
+                        half[r][k] = out[r];
+                    }
                 }
                 UNROLL for (int r = 0; r < 6; r++) {
                     if (r < low || r >= high) continue;
@@ -120,8 +121,7 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const cnn
                         continue;
                     }
                     FN(kernel_1d)(n, half[r], out);
-                    UNROLL for (int k = 0; k < 6; k++)
-                        if (k >= low_w && k < high_w) *(V *)(to + (r * 6 + k) * plane) = out[k];
+                    FN(store_row)(out, to + r * 6 * plane, plane, left, right);
                 }
             }
         }
@@ -131,9 +131,11 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const cnn
 static NOINLINE void FN(transform_weights)(const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0,
                                            int64_t c1, T *u, int64_t plane)
 {
-    if (p->points == 36) FN(weight_tiles)(1, 3, p, g, panel, c0, c1, u, plane);
-    else if (p->axis[0].tile == 4 || p->axis[1].tile == 4) FN(weight_tiles)(0, 3, p, g, panel, c0, c1, u, plane);
-    else FN(weight_tiles)(0, 4, p, g, panel, c0, c1, u, plane);
+    const int two = p->points == 36, three = two || p->axis[0].tile == 4 || p->axis[1].tile == 4;
+    if (two && p->taps == 9) FN(weight_tiles)(1, 3, 9, p, g, panel, c0, c1, u, plane);
+    else if (two) FN(weight_tiles)(1, 3, p->taps, p, g, panel, c0, c1, u, plane);
+    else if (three) FN(weight_tiles)(0, 3, p->taps, p, g, panel, c0, c1, u, plane);
+    else FN(weight_tiles)(0, 4, p->taps, p, g, panel, c0, c1, u, plane);
 }
 
 /* task < groups*panels: packed[g][pos][panel][part][c][i]. */

@@ -36,11 +36,13 @@ static ALWAYS_INLINE void FN(data_1d)(const V *d, V *o)
  * gradient. */
 static ALWAYS_INLINE void FN(kernel_1d)(const int taps, const V *g, V *u)
 {
-    V even_a = (1 / NORM_A) * g[0], odd_a = (WA / NORM_A) * g[1];
-    V even_b = (1 / NORM_B) * g[0], odd_b = (WB / NORM_B) * g[1];
-    if (taps > 2) {
-        even_a += (WA2 / NORM_A) * g[2];
-        even_b += (WB2 / NORM_B) * g[2];
+    V even_a, even_b, odd_a = (WA / NORM_A) * g[1], odd_b = (WB / NORM_B) * g[1];
+    if (taps == 2) {
+        even_a = (1 / NORM_A) * g[0];
+        even_b = (1 / NORM_B) * g[0];
+    } else {
+        even_a = (1 / NORM_A) * g[0] + (WA2 / NORM_A) * g[2];
+        even_b = (1 / NORM_B) * g[0] + (WB2 / NORM_B) * g[2];
     }
     if (taps > 3) {
         odd_a += (WA * WA2 / NORM_A) * g[3];
@@ -159,9 +161,32 @@ static int64_t FN(positions)(const cnnx_conv *p)
     return FN(axis_positions)(&p->axis[0]) * FN(axis_positions)(&p->axis[1]);
 }
 
+/* The kernel's numbers in the vectors that hold them; the next place is that of taps outside the kernel. */
+static ALWAYS_INLINE int64_t FN(kernel_room)(int64_t taps) { return (taps + VL - 1) / VL * VL; }
+
+/* Where each part of the kernel finds its taps: tap e of a part or, in two dimensions, (e / n, e % n), is
+ * place[part*n*n + e]. `order` has the kernel's by row and column. */
+static void FN(find_taps)(cnnx_conv *p, const unsigned char *order)
+{
+    const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
+    const int64_t down = h->points > 1 ? 7 - h->tile : 1, across = w->points > 1 ? 7 - w->tile : 1;
+    const int64_t n = down > across ? down : across;
+    for (int64_t part = 0; part < p->parts; part++)
+        for (int64_t i = 0; i < down; i++)
+            for (int64_t j = 0; j < across; j++) {
+                const int64_t r = h->part[part / w->parts].tap + i * h->tap_step;
+                const int64_t c = w->part[part % w->parts].tap + j * w->tap_step;
+                const int inside = i >= h->part[part / w->parts].low && r < h->size &&
+                                   j >= w->part[part % w->parts].low && c < w->size;
+                p->place[part * n * n + i * across + j] =
+                    inside ? order[r * w->size + c] : (unsigned char)FN(kernel_room)(p->taps);
+            }
+}
+
 /* Refuses (0) kernels that lie in no grid, images with gaps, and what would be no faster. */
 static int FN(winograd_tiles)(cnnx_conv *p)
 {
+    unsigned char order[CNNX_TAPS];
     int64_t across = 1, n = p->taps;
     if (n < 2 || n > CNNX_TAPS || p->ty != 1 || p->tx != 1) return 0;
     while (across < n && p->dh[across] == p->dh[0]) across++;
@@ -172,7 +197,7 @@ static int FN(winograd_tiles)(cnnx_conv *p)
     for (int64_t t = 0; t < n; t++) {
         const int64_t i = t / across, j = t % across;
         if (p->dh[t] != p->dh[0] + i * gap_h || p->dw[t] != p->dw[0] + j * gap_w) return 0;
-        p->order[(gap_h < 0 ? down - 1 - i : i) * across + (gap_w < 0 ? across - 1 - j : j)] =
+        order[(gap_h < 0 ? down - 1 - i : i) * across + (gap_w < 0 ? across - 1 - j : j)] =
             (unsigned char)p->w_tap[t];
     }
     const int64_t top = gap_h < 0 ? p->dh[n - 1] : p->dh[0], left = gap_w < 0 ? p->dw[n - 1] : p->dw[0];
@@ -193,6 +218,7 @@ static int FN(winograd_tiles)(cnnx_conv *p)
     p->points = p->axis[0].points * p->axis[1].points;
     p->parts = p->axis[0].parts * p->axis[1].parts;
     if (p->parts > 16) return 0;
+    FN(find_taps)(p, order);
     const int plain = n == 9 && two && p->sh == 1 && p->sw == 1 && apart_h == 1 && apart_w == 1;
     return plain || 1.3 * fewest <= (double)(p->rows * p->cols * n);
 }
@@ -327,6 +353,15 @@ static void FN(turn_rows)(const FN(images) *s, const T *x, int64_t channels, int
         FN(turn_pixels)(s, x, channels, (begin + r * step) * s->W + first + lo, hi - lo, hi - lo, to + r);
 }
 
+/* out[k] to position k of a row, except the first and the last where `left` and `right` are not their own:
+ * these are overwritten. */
+static ALWAYS_INLINE void FN(store_row)(const V *out, T *to, int64_t plane, int64_t left, int64_t right)
+{
+    *(V *)(to + left) = out[0];
+    *(V *)(to + right) = out[5];
+    UNROLL for (int k = 1; k < 5; k++) *(V *)(to + k * plane) = out[k];
+}
+
 /* The planes of channels c .. c+VL-1 for a block of tiles, tile t going to v[pos*plane + t*step], part s to
  * part_step more: B' d B of the input, or G y G' of the output's gradient where `size`, a tile's pixels, is
  * less than 6. One dimension alone where not `two`. */
@@ -354,7 +389,7 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
             const int64_t i0 = part / w->parts, j0 = part % w->parts;
             const int64_t low = tall ? h->part[i0].low : w->part[j0].low;
             const int64_t high = tall ? h->part[i0].high : w->part[j0].high;
-            const int64_t low_w = w->part[j0].low, high_w = w->part[j0].high;
+            const int64_t left = w->part[j0].low * plane, right = (w->part[j0].high - 1) * plane;
             const T *at[6];
             for (int i = 0; i < size; i++)
                 at[i] = row[(h->part[i0].start + (tall ? i * h->gap : 0)) / unit] +
@@ -367,7 +402,10 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
                     UNROLL for (int i = 0; i < size; i++) in[i] = *(const V *)(at[i] + from);
                     if (size < 6) FN(kernel_1d)(size, in, out);
                     else FN(data_1d)(in, out);
-                    UNROLL for (int i = 0; i < 6; i++) half[i][k] = out[i];
+                    UNROLL for (int i = 0; i < 6; i++) {
+                        KEEP(out[i]); /* or it moves to where it is used, and its products are not fused */
+                        half[i][k] = out[i];
+                    }
                 }
                 UNROLL for (int i = 0; i < 6; i++) {
                     if (i < low || i >= high) continue;
@@ -377,8 +415,7 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
                     }
                     if (size < 6) FN(kernel_1d)(size, half[i], out);
                     else FN(data_1d)(half[i], out);
-                    UNROLL for (int k = 0; k < 6; k++)
-                        if (k >= low_w && k < high_w) *(V *)(to + (i * 6 + k) * plane) = out[k];
+                    FN(store_row)(out, to + i * 6 * plane, plane, left, right);
                 }
                 pixel++;
                 if (++q == w->phases) {
@@ -404,24 +441,6 @@ static NOINLINE void FN(transform_grad)(const FN(images) *s, int64_t c, FN(tiles
     if (s->h.points == s->w.points) FN(transform_tiles)(1, 4, s, c, b, strip, v, plane, step, 0);
     else if (s->h.tile == 4 || s->w.tile == 4) FN(transform_tiles)(0, 4, s, c, b, strip, v, plane, step, 0);
     else FN(transform_tiles)(0, 3, s, c, b, strip, v, plane, step, 0);
-}
-
-/* Where a part of the kernel finds its taps among the transposed ones: for tap e of a part, or (e / n, e % n)
- * in two dimensions, at[part*n*n + e]; `none` outside the kernel. */
-static void FN(find_taps)(const cnnx_conv *p, int64_t n, int64_t none, unsigned char *at)
-{
-    const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
-    const int64_t down = h->points > 1 ? n : 1, across = w->points > 1 ? n : 1;
-    for (int64_t part = 0; part < p->parts; part++)
-        for (int64_t i = 0; i < down; i++)
-            for (int64_t j = 0; j < across; j++) {
-                const int64_t r = h->part[part / w->parts].tap + i * h->tap_step;
-                const int64_t c = w->part[part % w->parts].tap + j * w->tap_step;
-                const int inside = i >= h->part[part / w->parts].low && r < h->size &&
-                                   j >= w->part[part % w->parts].low && c < w->size;
-                at[part * n * n + i * across + j] =
-                    inside ? p->order[r * w->size + c] : (unsigned char)none;
-            }
 }
 
 /* n consecutive pixels of VL channels, of which `channels` exist, back into their planes. */

@@ -50,18 +50,16 @@ static int FN(winograd_weight_plan)(cnnx_conv_weight *w)
 /* The kernels from at most WN input channels c0 .. to output channel m: A' s A for each part, of n x n taps
  * or, where not `two`, n, s being the sum of `pieces` sums, `step` apart. */
 static ALWAYS_INLINE void
-FN(part_taps)(const int two, const int n, const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0,
-              const T *sums, int64_t pieces, int64_t step)
+FN(part_taps)(const int two, const int n, const int64_t taps, const cnnx_conv_weight *w, int64_t g, int64_t m,
+              int64_t c0, const T *sums, int64_t pieces, int64_t step)
 {
     const cnnx_conv *p = &w->conv;
-    const int64_t room = (p->taps + VL - 1) / VL * VL;
-    T *out = (T *)w->grad + ((g * p->M + m) * p->C + c0) * p->taps;
-    unsigned char at[16 * 16];
-    FN(find_taps)(p, n, room, at);
+    const int64_t room = FN(kernel_room)(taps);
+    T *out = (T *)w->grad + ((g * p->M + m) * p->C + c0) * taps;
     for (int64_t c = 0; c < WN && c0 + c < p->C; c += VL) {
         V half[4][6], in[6], y[4], tap[CNNX_TAPS + VL];
         T kernel[VL][CNNX_TAPS + VL];
-        const unsigned char *place = at;
+        const unsigned char *place = p->place;
         const T *sum = sums + c;
         for (int64_t part = 0; part < p->parts; part++, place += n * n, sum += p->points * w->sum_plane) {
             UNROLL for (int k = 0; k < (two ? 6 : 1); k++) {
@@ -81,22 +79,24 @@ FN(part_taps)(const int two, const int n, const cnnx_conv_weight *w, int64_t g, 
         }
         for (int64_t part = 0; part < room; part += VL) {
             V a[VL];
-            UNROLL for (int l = 0; l < VL; l++) a[l] = tap[part + l < p->taps ? part + l : 0];
+            UNROLL for (int l = 0; l < VL; l++) a[l] = tap[part + l < taps ? part + l : 0];
             FN(turn)(a);
             UNROLL for (int l = 0; l < VL; l++) *(VU *)(kernel[l] + part) = a[l];
         }
         for (int64_t l = 0; l < VL && c0 + c + l < p->C; l++)
-            memcpy(out + (c + l) * p->taps, kernel[l], (size_t)p->taps * sizeof(T));
+            memcpy(out + (c + l) * taps, kernel[l], (size_t)taps * sizeof(T));
     }
 }
 
 static NOINLINE void FN(winograd_taps)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0,
                                        const T *sums, int64_t pieces, int64_t step)
 {
-    const cnnx_axis *a = w->conv.axis;
-    if (w->conv.points == 36) FN(part_taps)(1, 3, w, g, m, c0, sums, pieces, step);
-    else if (a[0].tile == 4 || a[1].tile == 4) FN(part_taps)(0, 3, w, g, m, c0, sums, pieces, step);
-    else FN(part_taps)(0, 4, w, g, m, c0, sums, pieces, step);
+    const cnnx_conv *p = &w->conv;
+    const int two = p->points == 36, three = two || p->axis[0].tile == 4 || p->axis[1].tile == 4;
+    if (two && p->taps == 9) FN(part_taps)(1, 3, 9, w, g, m, c0, sums, pieces, step);
+    else if (two) FN(part_taps)(1, 3, p->taps, w, g, m, c0, sums, pieces, step);
+    else if (three) FN(part_taps)(0, 3, p->taps, w, g, m, c0, sums, pieces, step);
+    else FN(part_taps)(0, 4, p->taps, w, g, m, c0, sums, pieces, step);
 }
 
 static NOINLINE void
