@@ -128,14 +128,24 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int
     }
 }
 
-static NOINLINE void FN(transform_weights)(const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0,
-                                           int64_t c1, T *u, int64_t plane)
+#define WEIGHTS(name, two, n, taps)                                                                    \
+    static NOINLINE void FN(name)(const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0,            \
+                                  int64_t c1, T *u, int64_t plane)                                     \
+    {                                                                                                  \
+        FN(weight_tiles)(two, n, taps, p, g, panel, c0, c1, u, plane);                                 \
+    }
+WEIGHTS(nine_weights, 1, 3, 9)
+WEIGHTS(square_weights, 1, 3, p->taps)
+WEIGHTS(three_weights, 0, 3, p->taps)
+WEIGHTS(four_weights, 0, 4, p->taps)
+#undef WEIGHTS
+
+static void FN(transform_weights)(const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u,
+                                  int64_t plane)
 {
-    const int two = p->points == 36, three = two || p->axis[0].tile == 4 || p->axis[1].tile == 4;
-    if (two && p->taps == 9) FN(weight_tiles)(1, 3, 9, p, g, panel, c0, c1, u, plane);
-    else if (two) FN(weight_tiles)(1, 3, p->taps, p, g, panel, c0, c1, u, plane);
-    else if (three) FN(weight_tiles)(0, 3, p->taps, p, g, panel, c0, c1, u, plane);
-    else FN(weight_tiles)(0, 4, p->taps, p, g, panel, c0, c1, u, plane);
+    const int64_t tile = FN(tile_of)(p);
+    (tile == 4 ? FN(three_weights) : tile == 3 ? FN(four_weights) : p->taps == 9 ? FN(nine_weights) : FN(square_weights))(
+        p, g, panel, c0, c1, u, plane);
 }
 
 /* task < groups*panels: packed[g][pos][panel][part][c][i]. */
@@ -219,9 +229,11 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
     T lane[VL] = {0};
     for (int64_t c = 0; p->bias && c < channels; c++) lane[c] = ((const T *)p->bias)[g * p->M + m + c];
     const V bias = *(const VU *)lane;
-    for (int64_t r = b.r0; r < b.r1; r++) {
-        const int64_t i0 = r % h->tiles % each * h->tile * h->phases + r % h->tiles / each;
-        const int64_t left = (p->rows - i0 + h->phases - 1) / h->phases, rows = left < h->tile ? left : h->tile;
+    FN(tile_row) place = FN(tile_row_at)(h, b.r0);
+    for (int64_t r = b.r0; r < b.r1; r++, FN(next_tile_row)(h, each, &place)) {
+        const int64_t i0 = place.t * h->tile * h->phases + place.phase;
+        const int64_t left = h->phases > 1 ? (p->rows - i0 + h->phases - 1) / h->phases : p->rows - i0;
+        const int64_t rows = left < h->tile ? left : h->tile;
         for (int64_t t = b.c0, q = 0, col = 0; t < b.c1; t++, products += l->p_tile) {
             V half[5][6], in[6], y[5];
             UNROLL for (int k = 0; k < (two ? 6 : 1); k++) {
@@ -250,7 +262,7 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
         if (p->activation > CNNX_RELU)
             for (T *pixel = pixels; pixel < pixels + rows * cols * VL; pixel += VL)
                 *(V *)pixel = FN(fused)(*(const V *)pixel, p->activation);
-        T *y = (T *)p->y + ((r / h->tiles * p->groups + g) * p->M + m) * area + i0 * p->cols + j0;
+        T *y = (T *)p->y + ((place.image * p->groups + g) * p->M + m) * area + i0 * p->cols + j0;
         if (rows <= 0) continue; /* of a phase that has fewer */
         if (cols == p->cols && h->phases == 1) FN(turn_back)(pixels, rows * cols, channels, y, area);
         else
@@ -259,13 +271,16 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
     }
 }
 
-static NOINLINE void FN(winograd_out)(const cnnx_conv *p, const FN(layout) *l, int64_t g, int64_t m, FN(tiles) b,
-                                      const T *products, T *pixels)
-{
-    if (p->points == 36) FN(out_tiles)(1, 4, p, l, g, m, b, products, pixels);
-    else if (p->axis[0].tile == 4 || p->axis[1].tile == 4) FN(out_tiles)(0, 4, p, l, g, m, b, products, pixels);
-    else FN(out_tiles)(0, 3, p, l, g, m, b, products, pixels);
-}
+#define OUT(name, two, n)                                                                              \
+    static NOINLINE void FN(name)(const cnnx_conv *p, const FN(layout) *l, int64_t g, int64_t m,       \
+                                  FN(tiles) b, const T *products, T *pixels)                           \
+    {                                                                                                  \
+        FN(out_tiles)(two, n, p, l, g, m, b, products, pixels);                                        \
+    }
+OUT(square_out, 1, 4)
+OUT(four_out, 0, 4)
+OUT(three_out, 0, 3)
+#undef OUT
 
 /* One block of tiles and m_block panels of output channels. */
 static void FN(winograd)(const void *problem, int64_t task, void *scratch)
@@ -275,13 +290,13 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
     const int64_t g = task / p->m_blocks / p->blocks, first = task % p->m_blocks * p->m_block;
     const int64_t last = first + p->m_block < p->panels ? first + p->m_block : p->panels;
     const FN(tiles) b = FN(tiles_at)(p, task / p->m_blocks % p->blocks);
-    const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0);
+    const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0), tile = FN(tile_of)(p);
     T *strip = scratch, *v = strip + p->image_size, *products = v + p->points * l.v_plane;
     T *own = products + p->points * l.p_plane;
 
     const FN(images) x = FN(inputs)(p, g, 0, p->C);
     for (int64_t c = 0; c < p->C; c += VL)
-        FN(transform_data)(&x, c, b, strip, v + c, l.v_plane, l.v_tile, l.v_part);
+        (tile > 4 ? FN(square_data) : FN(line_data))(&x, c, b, strip, v + c, l.v_plane, l.v_tile, l.v_part);
     for (int64_t s0 = first; s0 < last; s0 += p->m_step) {
         const int64_t s1 = s0 + p->m_step < last ? s0 + p->m_step : last;
         for (int64_t c0 = 0; c0 < p->C; c0 += p->c_step) {
@@ -292,6 +307,6 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
             FN(winograd_product)(p, &l, s0, s1, c0, c1, tiles, v, u, products);
         }
         for (int64_t m = s0 * WN; m < s1 * WN && m < p->M; m += VL)
-            FN(winograd_out)(p, &l, g, m, b, products + m - s0 * WN, strip);
+            (tile == 3 ? FN(three_out) : tile == 4 ? FN(four_out) : FN(square_out))(p, &l, g, m, b, products + m - s0 * WN, strip);
     }
 }

@@ -183,6 +183,9 @@ static void FN(find_taps)(cnnx_conv *p, const unsigned char *order)
             }
 }
 
+/* The pixels of a tile in one dimension where only one is transformed, else their square. */
+static int64_t FN(tile_of)(const cnnx_conv *p) { return p->axis[0].tile * p->axis[1].tile; }
+
 /* Refuses (0) kernels that lie in no grid, images with gaps, and what would be no faster. */
 static int FN(winograd_tiles)(cnnx_conv *p)
 {
@@ -251,6 +254,26 @@ static FN(tiles) FN(tiles_at)(const cnnx_conv *p, int64_t number)
     const int64_t rows = p->N * p->axis[0].tiles;
     return (FN(tiles)){r, r + p->block_rows < rows ? r + p->block_rows : rows, c,
                        c + p->block_cols < cols ? c + p->block_cols : cols};
+}
+
+/* A row of tiles: the t-th of a phase of an image. */
+typedef struct {
+    int64_t image, phase, t;
+} FN(tile_row);
+
+static FN(tile_row) FN(tile_row_at)(const cnnx_axis *h, int64_t r)
+{
+    const int64_t each = h->tiles / h->phases;
+    return (FN(tile_row)){r / h->tiles, r % h->tiles / each, r % each};
+}
+
+static ALWAYS_INLINE void FN(next_tile_row)(const cnnx_axis *h, int64_t each, FN(tile_row) *at)
+{
+    if (++at->t < each) return;
+    at->t = 0;
+    if (++at->phase < h->phases) return;
+    at->phase = 0;
+    at->image++;
 }
 
 /* The images that tiles are cut from: planes of H x W, of which `channels` follow x in each image. */
@@ -371,29 +394,36 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
 {
     const cnnx_axis *h = &s->h, *w = &s->w;
     const int tall = h->points > 1;
-    const int64_t unit = h->phases, rows = FN(strip_rows)(h), advance = h->tile * h->gap / unit;
-    const int64_t first = b.c0 / w->phases * w->tile * w->gap + w->begin, across = w->tile * w->gap;
+    const int64_t unit = h->phases, rows = FN(strip_rows)(h), step_h = tall ? h->gap / unit : 0;
+    const int64_t each = h->tiles / unit, advance = h->tile * h->gap / unit, across = w->tile * w->gap;
+    const int64_t step_w = tall ? 0 : w->gap, first = b.c0 / w->phases * across + w->begin;
     const int64_t width = ((b.c1 - 1) / w->phases - b.c0 / w->phases) * across + w->phases - 1 + w->reach;
     const int64_t channels = s->channels - c < VL ? s->channels - c : VL;
     memset(strip, 0, (size_t)(rows * width * VL) * sizeof(T));
-    for (int64_t r = b.r0; r < b.r1; r++) {
-        const int64_t each = h->tiles / unit, phase = r % h->tiles / each, t = r % h->tiles % each;
-        const T *x = s->x + r / h->tiles * s->image + c * s->H * s->W;
-        /* its first rows are the last of the tiles above */
-        const int64_t kept = t > 0 && r > b.r0 && rows > advance ? rows - advance : 0;
+    FN(tile_row) place = FN(tile_row_at)(h, b.r0);
+    for (int64_t r = b.r0; r < b.r1; r++, FN(next_tile_row)(h, each, &place)) {
+        const T *x = s->x + place.image * s->image + c * s->H * s->W;
+        const int64_t above = place.t * advance; /* its first rows are the last of the tiles above */
+        const int64_t kept = place.t > 0 && r > b.r0 && rows > advance ? rows - advance : 0;
         T *row[STRIP];
-        for (int64_t i = 0; i < rows; i++) row[i] = strip + (t * advance + i) % rows * width * VL;
-        FN(turn_rows)(s, x, channels, h->begin + (t * advance + kept) * unit + phase, unit, rows - kept, first,
+        for (int64_t i = 0, slot = above % rows; i < rows; i++) {
+            row[i] = strip + slot * width * VL;
+            if (++slot == rows) slot = 0;
+        }
+        FN(turn_rows)(s, x, channels, h->begin + (above + kept) * unit + place.phase, unit, rows - kept, first,
                       width, row + kept);
-        for (int64_t part = 0; part < h->parts * w->parts; part++) {
-            const int64_t i0 = part / w->parts, j0 = part % w->parts;
+        for (int64_t part = 0, i0 = 0, j0 = 0; part < h->parts * w->parts; part++) {
             const int64_t low = tall ? h->part[i0].low : w->part[j0].low;
             const int64_t high = tall ? h->part[i0].high : w->part[j0].high;
             const int64_t left = w->part[j0].low * plane, right = (w->part[j0].high - 1) * plane;
+            T **begin = row + (unit > 1 ? h->part[i0].start / unit : h->part[i0].start);
             const T *at[6];
             for (int i = 0; i < size; i++)
-                at[i] = row[(h->part[i0].start + (tall ? i * h->gap : 0)) / unit] +
-                        (w->part[j0].start + (tall ? 0 : i * w->gap)) * VL;
+                at[i] = begin[i * step_h] + (w->part[j0].start + i * step_w) * VL;
+            if (++j0 == w->parts) {
+                j0 = 0;
+                i0++;
+            }
             T *to = v + part * part_step;
             for (int64_t t = b.c0, q = 0, pixel = 0; t < b.c1; t++, to += step) {
                 V half[6][6], in[6], out[6];
@@ -428,20 +458,18 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
     }
 }
 
-static NOINLINE void FN(transform_data)(const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v,
-                                        int64_t plane, int64_t step, int64_t part_step)
-{
-    if (s->h.points == s->w.points) FN(transform_tiles)(1, 6, s, c, b, strip, v, plane, step, part_step);
-    else FN(transform_tiles)(0, 6, s, c, b, strip, v, plane, step, part_step);
-}
-
-static NOINLINE void FN(transform_grad)(const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v,
-                                        int64_t plane, int64_t step)
-{
-    if (s->h.points == s->w.points) FN(transform_tiles)(1, 4, s, c, b, strip, v, plane, step, 0);
-    else if (s->h.tile == 4 || s->w.tile == 4) FN(transform_tiles)(0, 4, s, c, b, strip, v, plane, step, 0);
-    else FN(transform_tiles)(0, 3, s, c, b, strip, v, plane, step, 0);
-}
+#define TRANSFORM(name, two, size)                                                                     \
+    static NOINLINE void FN(name)(const FN(images) *s, int64_t c, FN(tiles) b, T *strip, T *v,         \
+                                  int64_t plane, int64_t step, int64_t part_step)                      \
+    {                                                                                                  \
+        FN(transform_tiles)(two, size, s, c, b, strip, v, plane, step, part_step);                     \
+    }
+TRANSFORM(square_data, 1, 6)
+TRANSFORM(line_data, 0, 6)
+TRANSFORM(square_grad, 1, 4)
+TRANSFORM(four_grad, 0, 4)
+TRANSFORM(three_grad, 0, 3)
+#undef TRANSFORM
 
 /* n consecutive pixels of VL channels, of which `channels` exist, back into their planes. */
 static void FN(turn_back)(const T *pixels, int64_t n, int64_t channels, T *y, int64_t area)

@@ -57,17 +57,24 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const cnnx_conv_we
     const int64_t room = FN(kernel_room)(taps);
     T *out = (T *)w->grad + ((g * p->M + m) * p->C + c0) * taps;
     for (int64_t c = 0; c < WN && c0 + c < p->C; c += VL) {
-        V half[4][6], in[6], y[4], tap[CNNX_TAPS + VL];
-        T kernel[VL][CNNX_TAPS + VL];
+        V added[36], half[4][6], in[6], y[4], tap[CNNX_TAPS + VL];
+        T kernel[VL * (CNNX_TAPS + VL)];
         const unsigned char *place = p->place;
         const T *sum = sums + c;
         for (int64_t part = 0; part < p->parts; part++, place += n * n, sum += p->points * w->sum_plane) {
-            UNROLL for (int k = 0; k < (two ? 6 : 1); k++) {
-                UNROLL for (int r = 0; r < 6; r++) {
-                    const T *from = sum + (two ? r * 6 + k : r) * w->sum_plane;
-                    in[r] = *(const V *)from;
-                    for (int64_t s = 1; s < pieces; s++) in[r] += *(const V *)(from + s * step);
+            const T *from = sum;
+            int64_t plane = w->sum_plane;
+            if (pieces > 1) {
+                from = (T *)added;
+                plane = VL;
+                for (int pos = 0; pos < (two ? 36 : 6); pos++) {
+                    added[pos] = *(const V *)(sum + pos * w->sum_plane);
+                    for (int64_t s = 1; s < pieces; s++)
+                        added[pos] += *(const V *)(sum + pos * w->sum_plane + s * step);
                 }
+            }
+            UNROLL for (int k = 0; k < (two ? 6 : 1); k++) {
+                UNROLL for (int r = 0; r < 6; r++) in[r] = *(const V *)(from + (two ? r * 6 + k : r) * plane);
                 FN(result_1d)(n, in, y);
                 UNROLL for (int i = 0; i < n; i++) half[i][k] = y[i];
             }
@@ -81,22 +88,31 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const cnnx_conv_we
             V a[VL];
             UNROLL for (int l = 0; l < VL; l++) a[l] = tap[part + l < taps ? part + l : 0];
             FN(turn)(a);
-            UNROLL for (int l = 0; l < VL; l++) *(VU *)(kernel[l] + part) = a[l];
+            UNROLL for (int l = 0; l < VL; l++) *(VU *)(kernel + l * room + part) = a[l];
         }
         for (int64_t l = 0; l < VL && c0 + c + l < p->C; l++)
-            memcpy(out + (c + l) * taps, kernel[l], (size_t)taps * sizeof(T));
+            memcpy(out + (c + l) * taps, kernel + l * room, (size_t)taps * sizeof(T));
     }
 }
 
-static NOINLINE void FN(winograd_taps)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0,
-                                       const T *sums, int64_t pieces, int64_t step)
+#define TAPS(name, two, n, taps)                                                                       \
+    static NOINLINE void FN(name)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0,         \
+                                  const T *sums, int64_t pieces, int64_t step)                         \
+    {                                                                                                  \
+        FN(part_taps)(two, n, taps, w, g, m, c0, sums, pieces, step);                                  \
+    }
+TAPS(nine_taps, 1, 3, 9)
+TAPS(square_taps, 1, 3, w->conv.taps)
+TAPS(three_taps, 0, 3, w->conv.taps)
+TAPS(four_taps, 0, 4, w->conv.taps)
+#undef TAPS
+
+static void FN(winograd_taps)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0, const T *sums,
+                              int64_t pieces, int64_t step)
 {
-    const cnnx_conv *p = &w->conv;
-    const int two = p->points == 36, three = two || p->axis[0].tile == 4 || p->axis[1].tile == 4;
-    if (two && p->taps == 9) FN(part_taps)(1, 3, 9, w, g, m, c0, sums, pieces, step);
-    else if (two) FN(part_taps)(1, 3, p->taps, w, g, m, c0, sums, pieces, step);
-    else if (three) FN(part_taps)(0, 3, p->taps, w, g, m, c0, sums, pieces, step);
-    else FN(part_taps)(0, 4, p->taps, w, g, m, c0, sums, pieces, step);
+    const int64_t tile = FN(tile_of)(&w->conv);
+    (tile == 4 ? FN(three_taps) : tile == 3 ? FN(four_taps) : w->conv.taps == 9 ? FN(nine_taps) : FN(square_taps))(
+        w, g, m, c0, sums, pieces, step);
 }
 
 static NOINLINE void
@@ -127,12 +143,14 @@ static void FN(winograd_weight)(const void *problem, int64_t task, void *scratch
     const int64_t next = w->pieces > 1 || w->piece > 1 ? panel : 0;
     for (int64_t number = first; number < last; number++) {
         const FN(tiles) b = FN(tiles_at)(p, number);
-        const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0);
+        const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0), tile = FN(tile_of)(p);
         for (int64_t c = 0; c < x.channels; c += VL)
-            FN(transform_data)(&x, c, b, strip, data + c / WN * p->block * WN + c % WN, w->data_plane, WN,
+            (tile > 4 ? FN(square_data) : FN(line_data))(
+                &x, c, b, strip, data + c / WN * p->block * WN + c % WN, w->data_plane, WN,
                                p->block * w->k_block);
         for (int64_t m = 0; m < y.channels; m += VL)
-            FN(transform_grad)(&y, m, b, strip, grad + m, w->grad_plane, grad_tile);
+            (tile > 4 ? FN(square_grad) : tile == 4 ? FN(four_grad) : FN(three_grad))(
+                &y, m, b, strip, grad + m, w->grad_plane, grad_tile, 0);
         for (int64_t c = 0; c < x.channels; c += WN) {
             T *sum = sums + c / WN * next;
             const int narrow = x.channels - c <= VL;
