@@ -70,11 +70,11 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads)
 
 /* U = G g G' of one panel of output channels and channels c0 .. c1-1, of parts of n x n taps or, where not
  * `two`, n: u[pos*plane + (part*(c1 - c0) + c - c0)*WN + i]. */
-static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int64_t taps, const cnnx_conv *p,
-                                           int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
+static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t parts,
+                                           const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
-    const int tall = h->points > 1;
+    const int tall = two || h->points > 1;
     const int64_t room = FN(kernel_room)(taps);
     const T *weight = (const T *)p->weight + g * p->w_group;
     const T *last = weight + (p->M - 1) * p->w_out + (p->C - 1) * p->w_in + taps - room;
@@ -101,7 +101,7 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int
             }
             const unsigned char *place = p->place;
             T *to = u + (c - c0) * WN + i;
-            for (int64_t part = 0; part < p->parts; part++, place += n * n, to += (c1 - c0) * WN) {
+            for (int64_t part = 0; part < parts; part++, place += n * n, to += (c1 - c0) * WN) {
                 const int64_t i0 = part / w->parts, j0 = part % w->parts;
                 const int64_t low = tall ? h->part[i0].low : w->part[j0].low;
                 const int64_t high = tall ? h->part[i0].high : w->part[j0].high;
@@ -128,23 +128,23 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int
     }
 }
 
-#define WEIGHTS(name, two, n, taps)                                                                    \
+#define WEIGHTS(name, two, n, taps, parts)                                                             \
     static NOINLINE void FN(name)(const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0,            \
                                   int64_t c1, T *u, int64_t plane)                                     \
     {                                                                                                  \
-        FN(weight_tiles)(two, n, taps, p, g, panel, c0, c1, u, plane);                                 \
+        FN(weight_tiles)(two, n, taps, parts, p, g, panel, c0, c1, u, plane);                          \
     }
-WEIGHTS(nine_weights, 1, 3, 9)
-WEIGHTS(square_weights, 1, 3, p->taps)
-WEIGHTS(three_weights, 0, 3, p->taps)
-WEIGHTS(four_weights, 0, 4, p->taps)
+WEIGHTS(nine_weights, 1, 3, 9, 1)
+WEIGHTS(square_weights, 1, 3, p->taps, p->parts)
+WEIGHTS(three_weights, 0, 3, p->taps, p->parts)
+WEIGHTS(four_weights, 0, 4, p->taps, p->parts)
 #undef WEIGHTS
 
 static void FN(transform_weights)(const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u,
                                   int64_t plane)
 {
     const int64_t tile = FN(tile_of)(p);
-    (tile == 4 ? FN(three_weights) : tile == 3 ? FN(four_weights) : p->taps == 9 ? FN(nine_weights) : FN(square_weights))(
+    (tile == 4 ? FN(three_weights) : tile == 3 ? FN(four_weights) : p->taps == 9 && p->parts == 1 ? FN(nine_weights) : FN(square_weights))(
         p, g, panel, c0, c1, u, plane);
 }
 
@@ -223,7 +223,7 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
               FN(tiles) b, const T *products, T *pixels)
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
-    const int tall = h->points > 1;
+    const int tall = two || h->points > 1;
     const int64_t channels = p->M - m < VL ? p->M - m : VL, area = p->rows * p->cols, each = h->tiles / h->phases;
     const int64_t j0 = b.c0 * w->tile, all = (b.c1 - b.c0) * w->tile, cols = p->cols - j0 < all ? p->cols - j0 : all;
     T lane[VL] = {0};

@@ -393,7 +393,7 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
                     int64_t plane, int64_t step, int64_t part_step)
 {
     const cnnx_axis *h = &s->h, *w = &s->w;
-    const int tall = h->points > 1;
+    const int tall = two || h->points > 1;
     const int64_t unit = h->phases, rows = FN(strip_rows)(h), step_h = tall ? h->gap / unit : 0;
     const int64_t each = h->tiles / unit, advance = h->tile * h->gap / unit, across = w->tile * w->gap;
     const int64_t step_w = tall ? 0 : w->gap, first = b.c0 / w->phases * across + w->begin;

@@ -50,8 +50,8 @@ static int FN(winograd_weight_plan)(cnnx_conv_weight *w)
 /* The kernels from at most WN input channels c0 .. to output channel m: A' s A for each part, of n x n taps
  * or, where not `two`, n, s being the sum of `pieces` sums, `step` apart. */
 static ALWAYS_INLINE void
-FN(part_taps)(const int two, const int n, const int64_t taps, const cnnx_conv_weight *w, int64_t g, int64_t m,
-              int64_t c0, const T *sums, int64_t pieces, int64_t step)
+FN(part_taps)(const int two, const int n, const int64_t taps, const int64_t parts, const cnnx_conv_weight *w,
+              int64_t g, int64_t m, int64_t c0, const T *sums, int64_t pieces, int64_t step)
 {
     const cnnx_conv *p = &w->conv;
     const int64_t room = FN(kernel_room)(taps);
@@ -61,7 +61,7 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const cnnx_conv_we
         T kernel[VL * (CNNX_TAPS + VL)];
         const unsigned char *place = p->place;
         const T *sum = sums + c;
-        for (int64_t part = 0; part < p->parts; part++, place += n * n, sum += p->points * w->sum_plane) {
+        for (int64_t part = 0; part < parts; part++, place += n * n, sum += p->points * w->sum_plane) {
             const T *from = sum;
             int64_t plane = w->sum_plane;
             if (pieces > 1) {
@@ -95,23 +95,23 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const cnnx_conv_we
     }
 }
 
-#define TAPS(name, two, n, taps)                                                                       \
+#define TAPS(name, two, n, taps, parts)                                                                \
     static NOINLINE void FN(name)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0,         \
                                   const T *sums, int64_t pieces, int64_t step)                         \
     {                                                                                                  \
-        FN(part_taps)(two, n, taps, w, g, m, c0, sums, pieces, step);                                  \
+        FN(part_taps)(two, n, taps, parts, w, g, m, c0, sums, pieces, step);                           \
     }
-TAPS(nine_taps, 1, 3, 9)
-TAPS(square_taps, 1, 3, w->conv.taps)
-TAPS(three_taps, 0, 3, w->conv.taps)
-TAPS(four_taps, 0, 4, w->conv.taps)
+TAPS(nine_taps, 1, 3, 9, 1)
+TAPS(square_taps, 1, 3, w->conv.taps, w->conv.parts)
+TAPS(three_taps, 0, 3, w->conv.taps, w->conv.parts)
+TAPS(four_taps, 0, 4, w->conv.taps, w->conv.parts)
 #undef TAPS
 
 static void FN(winograd_taps)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0, const T *sums,
                               int64_t pieces, int64_t step)
 {
     const int64_t tile = FN(tile_of)(&w->conv);
-    (tile == 4 ? FN(three_taps) : tile == 3 ? FN(four_taps) : w->conv.taps == 9 ? FN(nine_taps) : FN(square_taps))(
+    (tile == 4 ? FN(three_taps) : tile == 3 ? FN(four_taps) : w->conv.taps == 9 && w->conv.parts == 1 ? FN(nine_taps) : FN(square_taps))(
         w, g, m, c0, sums, pieces, step);
 }
 
