@@ -76,14 +76,15 @@ typedef struct {
     int64_t packed_size, tasks;
     size_t scratch;
     /* set by the plans of Winograd, where block counts tiles, block_rows by block_cols of them: rows and columns,
-     * where parts find their taps, positions of a tile, parts of the kernel, elements of the copy of its rows.
+     * where parts find their taps, numbers of a
+     * kernel, positions of a tile, parts of the kernel, elements of the copy of its rows.
      * m_step and c_step: panels and channels that are multiplied at a time; fused: their weights are
      * transformed then.
      * direct_plan has rows in a block, and the size of a plane and of its rows. depthwise_plan has the length of
      * a row that is read, the rows of a task, and the size of the masks as image_width, tile_rows and plane. */
     cnnx_axis axis[2];
     unsigned char place[256];
-    int64_t points, parts, block_rows, block_cols, m_step, c_step;
+    int64_t span, points, parts, block_rows, block_cols, m_step, c_step;
     int64_t top, left, tile_rows;
     int fused;
     int64_t plane, image_width, image_size;

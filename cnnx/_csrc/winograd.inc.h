@@ -21,8 +21,8 @@ static FN(layout) FN(layout_of)(const cnnx_conv *p)
 {
     const int64_t tiles = (p->block + ROWS - 1) / ROWS * ROWS;
     FN(layout) l;
-    l.v_part = (p->C + VL - 1) / VL * VL;
-    l.v_tile = FN(odd_lines)(p->parts * l.v_part);
+    l.v_part = (p->c_step + VL - 1) / VL * VL;
+    l.v_tile = FN(odd_lines)((p->C + p->c_step - 1) / p->c_step * p->parts * l.v_part);
     l.v_plane = FN(odd_lines)(tiles * l.v_tile);
     l.u_plane = FN(odd_lines)((p->fused ? p->m_step * p->c_step : p->panels * p->C) * p->parts * WN);
     l.p_tile = FN(odd_lines)(p->m_step * WN);
@@ -60,7 +60,7 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads)
     p->m_step = (p->fused ? 32 : 128) / WN;
     if (p->m_step > p->m_block) p->m_step = p->m_block;
     const int64_t deep = 128 * p->points / FN(positions)(p);
-    p->c_step = p->fused && p->C > deep ? deep : p->C;
+    p->c_step = p->fused && p->C > deep ? (deep + VL - 1) / VL * VL : p->C;
     const FN(layout) l = FN(layout_of)(p);
     p->packed_size = p->fused ? 0 : p->groups * p->points * l.u_plane;
     const int64_t planes = l.v_plane + l.p_plane + (p->fused ? l.u_plane : 0);
@@ -134,18 +134,20 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int
     {                                                                                                  \
         FN(weight_tiles)(two, n, taps, parts, p, g, panel, c0, c1, u, plane);                          \
     }
-WEIGHTS(nine_weights, 1, 3, 9, 1)
-WEIGHTS(square_weights, 1, 3, p->taps, p->parts)
-WEIGHTS(three_weights, 0, 3, p->taps, p->parts)
-WEIGHTS(four_weights, 0, 4, p->taps, p->parts)
+WEIGHTS(weights_9, 1, 3, 9, 1)
+WEIGHTS(weights_33, 1, 3, p->span, p->parts)
+WEIGHTS(weights_22, 1, 2, p->span, p->parts)
+WEIGHTS(weights_3, 0, 3, p->span, p->parts)
+WEIGHTS(weights_4, 0, 4, p->span, p->parts)
 #undef WEIGHTS
 
 static void FN(transform_weights)(const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u,
                                   int64_t plane)
 {
-    const int64_t tile = FN(tile_of)(p);
-    (tile == 4 ? FN(three_weights) : tile == 3 ? FN(four_weights) : p->taps == 9 && p->parts == 1 ? FN(nine_weights) : FN(square_weights))(
-        p, g, panel, c0, c1, u, plane);
+    static void (*const forms[])(const cnnx_conv *, int64_t, int64_t, int64_t, int64_t, T *, int64_t) = {
+        FN(weights_33), FN(weights_22), FN(weights_3), FN(weights_4)};
+    const int plain = p->taps == 9 && p->span == 9 && p->parts == 1;
+    (plain ? FN(weights_9) : forms[FN(form)(p)])(p, g, panel, c0, c1, u, plane);
 }
 
 /* task < groups*panels: packed[g][pos][panel][part][c][i]. */
@@ -207,7 +209,7 @@ static void FN(winograd_product)(const cnnx_conv *p, const FN(layout) *l, int64_
                         const int low = tiles - t <= high / 2;
                         (narrow ? low ? FN(small_tile) : FN(narrow_tile) : low ? FN(low_tile) : FN(full_tile))(
                             run * deep - c < KC ? run * deep - c : KC,
-                            v + t * l->v_tile + part * l->v_part + c0 + c, l->v_tile,
+                            v + t * l->v_tile + (c0 / p->c_step * p->parts + part) * l->v_part + c, l->v_tile,
                             u + (((s - s0) * p->parts + part) * deep + c) * WN,
                             products + t * l->p_tile + (s - s0) * WN, l->p_tile, first);
                     }
@@ -224,7 +226,7 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
     const int tall = two || h->points > 1;
-    const int64_t channels = p->M - m < VL ? p->M - m : VL, area = p->rows * p->cols, each = h->tiles / h->phases;
+    const int64_t channels = p->M - m < VL ? p->M - m : VL, area = p->YH * p->YW, each = h->tiles / h->phases;
     const int64_t j0 = b.c0 * w->tile, all = (b.c1 - b.c0) * w->tile, cols = p->cols - j0 < all ? p->cols - j0 : all;
     T lane[VL] = {0};
     for (int64_t c = 0; p->bias && c < channels; c++) lane[c] = ((const T *)p->bias)[g * p->M + m + c];
@@ -262,12 +264,13 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
         if (p->activation > CNNX_RELU)
             for (T *pixel = pixels; pixel < pixels + rows * cols * VL; pixel += VL)
                 *(V *)pixel = FN(fused)(*(const V *)pixel, p->activation);
-        T *y = (T *)p->y + ((place.image * p->groups + g) * p->M + m) * area + i0 * p->cols + j0;
+        T *y = (T *)p->y + ((place.image * p->groups + g) * p->M + m) * area;
+        y += (p->oy + i0 * p->ty) * p->YW + p->ox + j0 * p->tx;
         if (rows <= 0) continue; /* of a phase that has fewer */
-        if (cols == p->cols && h->phases == 1) FN(turn_back)(pixels, rows * cols, channels, y, area);
+        if (cols == p->YW && h->phases * p->ty == 1) FN(turn_back)(pixels, rows * cols, channels, y, area, 1);
         else
-            for (int64_t i = 0; i < rows; i++)
-                FN(turn_back)(pixels + i * cols * VL, cols, channels, y + i * h->phases * p->cols, area);
+            for (int64_t i = 0; i < rows; i++, y += h->phases * p->ty * p->YW)
+                FN(turn_back)(pixels + i * cols * VL, cols, channels, y, area, p->tx);
     }
 }
 
@@ -277,10 +280,13 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
     {                                                                                                  \
         FN(out_tiles)(two, n, p, l, g, m, b, products, pixels);                                        \
     }
-OUT(square_out, 1, 4)
-OUT(four_out, 0, 4)
-OUT(three_out, 0, 3)
+OUT(out_44, 1, 4)
+OUT(out_55, 1, 5)
+OUT(out_4, 0, 4)
+OUT(out_3, 0, 3)
 #undef OUT
+static void (*const FN(winograd_out)[])(const cnnx_conv *, const FN(layout) *, int64_t, int64_t, FN(tiles),
+                                        const T *, T *) = {FN(out_44), FN(out_55), FN(out_4), FN(out_3)};
 
 /* One block of tiles and m_block panels of output channels. */
 static void FN(winograd)(const void *problem, int64_t task, void *scratch)
@@ -290,13 +296,15 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
     const int64_t g = task / p->m_blocks / p->blocks, first = task % p->m_blocks * p->m_block;
     const int64_t last = first + p->m_block < p->panels ? first + p->m_block : p->panels;
     const FN(tiles) b = FN(tiles_at)(p, task / p->m_blocks % p->blocks);
-    const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0), tile = FN(tile_of)(p);
+    const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0);
+    const int form = FN(form)(p);
     T *strip = scratch, *v = strip + p->image_size, *products = v + p->points * l.v_plane;
     T *own = products + p->points * l.p_plane;
 
     const FN(images) x = FN(inputs)(p, g, 0, p->C);
     for (int64_t c = 0; c < p->C; c += VL)
-        (tile > 4 ? FN(square_data) : FN(line_data))(&x, c, b, strip, v + c, l.v_plane, l.v_tile, l.v_part);
+        FN(transform_data)[form](&x, c, b, strip, v + c / p->c_step * p->parts * l.v_part + c % p->c_step, l.v_plane,
+                                 l.v_tile, l.v_part);
     for (int64_t s0 = first; s0 < last; s0 += p->m_step) {
         const int64_t s1 = s0 + p->m_step < last ? s0 + p->m_step : last;
         for (int64_t c0 = 0; c0 < p->C; c0 += p->c_step) {
@@ -307,6 +315,6 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
             FN(winograd_product)(p, &l, s0, s1, c0, c1, tiles, v, u, products);
         }
         for (int64_t m = s0 * WN; m < s1 * WN && m < p->M; m += VL)
-            (tile == 3 ? FN(three_out) : tile == 4 ? FN(four_out) : FN(square_out))(p, &l, g, m, b, products + m - s0 * WN, strip);
+            FN(winograd_out)[form](p, &l, g, m, b, products + m - s0 * WN, strip);
     }
 }

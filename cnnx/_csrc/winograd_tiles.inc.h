@@ -179,35 +179,41 @@ static void FN(find_taps)(cnnx_conv *p, const unsigned char *order)
                 const int inside = i >= h->part[part / w->parts].low && r < h->size &&
                                    j >= w->part[part % w->parts].low && c < w->size;
                 p->place[part * n * n + i * across + j] =
-                    inside ? order[r * w->size + c] : (unsigned char)FN(kernel_room)(p->taps);
+                    inside ? order[r * w->size + c] : (unsigned char)FN(kernel_room)(p->span);
             }
 }
 
-/* The pixels of a tile in one dimension where only one is transformed, else their square. */
-static int64_t FN(tile_of)(const cnnx_conv *p) { return p->axis[0].tile * p->axis[1].tile; }
+/* The forms that have functions of their own, each an array of them: F(4x4, 3x3), F(5x5, 2x2), F(4, 3), F(3, 4). */
+static int FN(form)(const cnnx_conv *p)
+{
+    const int64_t tile = p->axis[0].tile * p->axis[1].tile;
+    return tile == 16 ? 0 : tile == 25 ? 1 : tile == 4 ? 2 : 3;
+}
 
 /* Refuses (0) kernels that lie in no grid, images with gaps, and what would be no faster. */
 static int FN(winograd_tiles)(cnnx_conv *p)
 {
     unsigned char order[CNNX_TAPS];
     int64_t across = 1, n = p->taps;
-    if (n < 2 || n > CNNX_TAPS || p->ty != 1 || p->tx != 1) return 0;
+    if (n < 2 || n > CNNX_TAPS || p->pairs) return 0;
     while (across < n && p->dh[across] == p->dh[0]) across++;
     const int64_t down = n / across;
     const int64_t gap_h = down > 1 ? p->dh[across] - p->dh[0] : 1, gap_w = across > 1 ? p->dw[1] - p->dw[0] : 1;
     const int64_t apart_h = gap_h < 0 ? -gap_h : gap_h, apart_w = gap_w < 0 ? -gap_w : gap_w;
     if (down * across != n || apart_h == 0 || apart_w == 0) return 0;
+    p->span = 0;
     for (int64_t t = 0; t < n; t++) {
+        if (p->w_tap[t] >= p->span) p->span = p->w_tap[t] + 1;
         const int64_t i = t / across, j = t % across;
         if (p->dh[t] != p->dh[0] + i * gap_h || p->dw[t] != p->dw[0] + j * gap_w) return 0;
         order[(gap_h < 0 ? down - 1 - i : i) * across + (gap_w < 0 ? across - 1 - j : j)] =
             (unsigned char)p->w_tap[t];
     }
     const int64_t top = gap_h < 0 ? p->dh[n - 1] : p->dh[0], left = gap_w < 0 ? p->dw[n - 1] : p->dw[0];
-    const int two = down > 1 && across > 1;
+    const int two = down > 1 && across > 1, small = down <= 2 * p->sh && across <= 2 * p->sw;
     double fewest = 0;
     cnnx_axis h, w;
-    for (int64_t tile = 4; tile >= (two ? 4 : 3); tile--) {
+    for (int64_t tile = two && small ? 5 : 4; tile >= (two ? 4 : 3); tile--) {
         if (!FN(cut_axis)(&h, down > 1 ? tile : 1, down, top, apart_h, p->sh, p->rows) ||
             !FN(cut_axis)(&w, across > 1 ? tile : 1, across, left, apart_w, p->sw, p->cols))
             continue;
@@ -217,7 +223,7 @@ static int FN(winograd_tiles)(cnnx_conv *p)
         p->axis[0] = h;
         p->axis[1] = w;
     }
-    if (fewest == 0 || FN(strip_rows)(&p->axis[0]) > STRIP) return 0;
+    if (fewest == 0 || p->span > CNNX_TAPS || FN(strip_rows)(&p->axis[0]) > STRIP) return 0;
     p->points = p->axis[0].points * p->axis[1].points;
     p->parts = p->axis[0].parts * p->axis[1].parts;
     if (p->parts > 16) return 0;
@@ -464,15 +470,19 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
     {                                                                                                  \
         FN(transform_tiles)(two, size, s, c, b, strip, v, plane, step, part_step);                     \
     }
-TRANSFORM(square_data, 1, 6)
-TRANSFORM(line_data, 0, 6)
-TRANSFORM(square_grad, 1, 4)
-TRANSFORM(four_grad, 0, 4)
-TRANSFORM(three_grad, 0, 3)
+TRANSFORM(data_66, 1, 6)
+TRANSFORM(data_6, 0, 6)
+TRANSFORM(grad_44, 1, 4)
+TRANSFORM(grad_55, 1, 5)
+TRANSFORM(grad_4, 0, 4)
+TRANSFORM(grad_3, 0, 3)
 #undef TRANSFORM
+typedef void FN(transform)(const FN(images) *, int64_t, FN(tiles), T *, T *, int64_t, int64_t, int64_t);
+static FN(transform) *const FN(transform_data)[] = {FN(data_66), FN(data_66), FN(data_6), FN(data_6)};
+static FN(transform) *const FN(transform_grad)[] = {FN(grad_44), FN(grad_55), FN(grad_4), FN(grad_3)};
 
-/* n consecutive pixels of VL channels, of which `channels` exist, back into their planes. */
-static void FN(turn_back)(const T *pixels, int64_t n, int64_t channels, T *y, int64_t area)
+/* n consecutive pixels of VL channels, of which `channels` exist, back into their planes, `step` apart. */
+static void FN(turn_back)(const T *pixels, int64_t n, int64_t channels, T *y, int64_t area, int64_t step)
 {
     for (int64_t q = 0; q < n; q += VL) {
         if (q + VL > n && n >= VL) q = n - VL; /* some once more */
@@ -480,10 +490,14 @@ static void FN(turn_back)(const T *pixels, int64_t n, int64_t channels, T *y, in
         V a[VL];
         UNROLL for (int l = 0; l < VL; l++) a[l] = *(const V *)(pixels + (l < count ? q + l : q) * VL);
         FN(turn)(a);
-        if (count == VL && channels == VL) {
+        if (count == VL && channels == VL && step == 1) {
             UNROLL for (int l = 0; l < VL; l++) *(VU *)(y + l * area + q) = a[l];
             continue;
         }
-        for (int64_t l = 0; l < channels; l++) memcpy(y + l * area + q, &a[l], (size_t)count * sizeof(T));
+        for (int64_t l = 0; l < channels; l++) {
+            if (step == 1) memcpy(y + l * area + q, &a[l], (size_t)count * sizeof(T));
+            else
+                for (int64_t i = 0; i < count; i++) y[l * area + (q + i) * step] = a[l][i];
+        }
     }
 }

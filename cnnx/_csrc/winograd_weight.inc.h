@@ -101,18 +101,20 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const int64_t part
     {                                                                                                  \
         FN(part_taps)(two, n, taps, parts, w, g, m, c0, sums, pieces, step);                           \
     }
-TAPS(nine_taps, 1, 3, 9, 1)
-TAPS(square_taps, 1, 3, w->conv.taps, w->conv.parts)
-TAPS(three_taps, 0, 3, w->conv.taps, w->conv.parts)
-TAPS(four_taps, 0, 4, w->conv.taps, w->conv.parts)
+TAPS(taps_9, 1, 3, 9, 1)
+TAPS(taps_33, 1, 3, w->conv.taps, w->conv.parts)
+TAPS(taps_22, 1, 2, w->conv.taps, w->conv.parts)
+TAPS(taps_3, 0, 3, w->conv.taps, w->conv.parts)
+TAPS(taps_4, 0, 4, w->conv.taps, w->conv.parts)
 #undef TAPS
 
 static void FN(winograd_taps)(const cnnx_conv_weight *w, int64_t g, int64_t m, int64_t c0, const T *sums,
                               int64_t pieces, int64_t step)
 {
-    const int64_t tile = FN(tile_of)(&w->conv);
-    (tile == 4 ? FN(three_taps) : tile == 3 ? FN(four_taps) : w->conv.taps == 9 && w->conv.parts == 1 ? FN(nine_taps) : FN(square_taps))(
-        w, g, m, c0, sums, pieces, step);
+    static void (*const forms[])(const cnnx_conv_weight *, int64_t, int64_t, int64_t, const T *, int64_t,
+                                 int64_t) = {FN(taps_33), FN(taps_22), FN(taps_3), FN(taps_4)};
+    const int plain = w->conv.taps == 9 && w->conv.parts == 1;
+    (plain ? FN(taps_9) : forms[FN(form)(&w->conv)])(w, g, m, c0, sums, pieces, step);
 }
 
 static NOINLINE void
@@ -140,17 +142,16 @@ static void FN(winograd_weight)(const void *problem, int64_t task, void *scratch
     const int64_t grad_tile = FN(grad_tile)(w), panel = p->parts * p->points * w->sum_plane;
     T *strip = scratch, *data = strip + p->image_size, *grad = data + p->points * w->data_plane;
     T *sums = w->pieces > 1 ? (T *)w->partial + task * (w->k_block / WN) * panel : grad + p->points * w->grad_plane;
+    const int form = FN(form)(p);
     const int64_t next = w->pieces > 1 || w->piece > 1 ? panel : 0;
     for (int64_t number = first; number < last; number++) {
         const FN(tiles) b = FN(tiles_at)(p, number);
-        const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0), tile = FN(tile_of)(p);
+        const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0);
         for (int64_t c = 0; c < x.channels; c += VL)
-            (tile > 4 ? FN(square_data) : FN(line_data))(
-                &x, c, b, strip, data + c / WN * p->block * WN + c % WN, w->data_plane, WN,
-                               p->block * w->k_block);
+            FN(transform_data)[form](&x, c, b, strip, data + c / WN * p->block * WN + c % WN, w->data_plane, WN,
+                                     p->block * w->k_block);
         for (int64_t m = 0; m < y.channels; m += VL)
-            (tile > 4 ? FN(square_grad) : tile == 4 ? FN(four_grad) : FN(three_grad))(
-                &y, m, b, strip, grad + m, w->grad_plane, grad_tile, 0);
+            FN(transform_grad)[form](&y, m, b, strip, grad + m, w->grad_plane, grad_tile, 0);
         for (int64_t c = 0; c < x.channels; c += WN) {
             T *sum = sums + c / WN * next;
             const int narrow = x.channels - c <= VL;
