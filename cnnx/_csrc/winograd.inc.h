@@ -59,8 +59,8 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads)
     p->fused = p->blocks <= 3 || p->blocks <= threads;
     p->m_step = (p->fused ? 32 : 128) / WN;
     if (p->m_step > p->m_block) p->m_step = p->m_block;
-    const int64_t deep = 128 * p->points / FN(positions)(p);
-    p->c_step = p->fused && p->C > deep ? (deep + VL - 1) / VL * VL : p->C;
+    const int64_t deep = 128 * p->points / FN(positions)(p) / VL * VL;
+    p->c_step = p->fused && p->C > deep ? deep > VL ? deep : VL : p->C;
     const FN(layout) l = FN(layout_of)(p);
     p->packed_size = p->fused ? 0 : p->groups * p->points * l.u_plane;
     const int64_t planes = l.v_plane + l.p_plane + (p->fused ? l.u_plane : 0);
