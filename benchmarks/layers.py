@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,15 +21,7 @@ import torch
 
 import cnnx
 from benchmarks.problems import CONVS, DESIGN, POOLS, Conv, Pool
-from benchmarks.timing import best_times
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor()
+from benchmarks.timing import best_times, cpu_name
 
 
 def candidates(conv: Conv) -> tuple[dict[str, Callable[[], object]], ...]:

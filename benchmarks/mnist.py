@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 import cnnx
-from benchmarks.layers import cpu_name
 from benchmarks.nets import cnnx_step, torch_step
 from benchmarks.networks import NETS, to_torch
+from benchmarks.timing import cpu_name
 from cnnx.data import load
 from cnnx.training import evaluate
 

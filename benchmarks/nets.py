@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 import cnnx
-from benchmarks.layers import cpu_name
 from benchmarks.networks import NETS, Net, to_onnx, to_torch
-from benchmarks.timing import best_times
+from benchmarks.timing import best_times, cpu_name
 
 try:
     import onnx  # noqa: F401  (what PyTorch's exporter needs)

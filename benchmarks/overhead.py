@@ -14,8 +14,7 @@ import sys
 import numpy as np
 
 import cnnx
-from benchmarks.layers import cpu_name
-from benchmarks.timing import best_times
+from benchmarks.timing import best_times, cpu_name
 from cnnx import _dispatch
 
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from benchmarks.layers import cpu_name
 from benchmarks.problems import CONVS, DESIGN, Conv
+from benchmarks.timing import cpu_name
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

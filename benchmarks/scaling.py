@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 import cnnx
-from benchmarks.layers import cpu_name
 from benchmarks.nets import inference_runs, measure, training_runs
 from benchmarks.networks import NETS
+from benchmarks.timing import cpu_name
 from cnnx._threads import usable_cpus
 
 BATCHES = (1, 4, 16, 64, 256)

@@ -6,8 +6,10 @@ the candidates through the same weather, and the minimum is the run with the lea
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def best_times(
@@ -31,3 +33,12 @@ def best_times(
                 runs += 1
         rounds += 1
     return best
+
+
+def cpu_name() -> str:
+    """Name of the processor, for the head of a table."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -130,9 +130,9 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
         void (*pool_plan)(cnnx_pool *, int) noexcept
         void (*pool_grad_plan)(cnnx_pool *, int) noexcept
-        int (*winograd_plan)(cnnx_conv *, int) noexcept
+        int (*winograd_plan)(cnnx_conv *, int, int) noexcept
         cnnx_task winograd_weights, winograd
-        int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
+        int (*winograd_weight_plan)(cnnx_conv_weight *, int) noexcept
         cnnx_task winograd_weight, winograd_weight_sum
         int (*depthwise_plan)(cnnx_conv *) noexcept
         cnnx_task depthwise
@@ -142,7 +142,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         cnnx_task depthwise_weight
         int (*direct_plan)(cnnx_conv *) noexcept
         int (*direct_weight_plan)(cnnx_conv_weight *) noexcept
-        int (*lanes_weight_plan)(cnnx_conv_weight *) noexcept
+        int (*lanes_weight_plan)(cnnx_conv_weight *, int) noexcept
         cnnx_task direct, direct_weight, lanes_weight
         cnnx_task pack_weights, conv, conv_weight, conv_weight_sum, conv_bias, matmul
         cnnx_task max_pool, max_pool_backward, avg_pool, avg_pool_backward
@@ -383,23 +383,61 @@ def set_winograd(bint on):
     return before
 
 
+cdef enum:
+    BY_SHAPE
+    WINOGRAD
+    DEPTHWISE
+    LANES
+    DIRECT
+    GEMM
+
+ALGORITHMS = ("by shape", "winograd", "depthwise", "lanes", "direct", "gemm")
+
+cdef int wanted = BY_SHAPE, ran = BY_SHAPE
+
+
+def use_algorithm(name):
+    """Take one of ALGORITHMS for convolutions, and return the name of the one before.
+
+    A problem that it refuses goes to "gemm", which is always right: `last_algorithm` says what ran. For
+    tests and benchmarks, while no other thread computes.
+    """
+    global wanted
+    before = ALGORITHMS[wanted]
+    if name not in ALGORITHMS:
+        raise ValueError(f"algorithm is {name!r}, expected one of {ALGORITHMS}")
+    wanted = ALGORITHMS.index(name)
+    return before
+
+
+def last_algorithm():
+    """Name of the algorithm that the last convolution, or gradient of one, ran by."""
+    return ALGORITHMS[ran]
+
+
+cdef inline bint may(int algorithm, bint pays) noexcept:
+    return pays if wanted == BY_SHAPE else wanted == algorithm
+
+
 cdef bint winograd_pays(const cnnx_conv *p, int64_t inputs, int64_t outputs, int64_t pixels) noexcept:
     """The choice between Winograd and the direct sum, by shape.
 
     The transforms are shared by the channels, those of the weights by the pixels. At the limits of the
     forward, 6 channels each and 24 pixels, both take the same time; those of the weight gradient are 12,
-    4 and 48, for its lanes are input channels and its 36 sums are not worth while for less.
+    4 and 48, for its lanes are input channels and its 36 sums are not worth while for less. What is no
+    3x3 kernel of stride 1, the plan weighs itself.
     """
     return winograd_on and p.C >= inputs and p.M >= outputs and p.N * p.rows * p.cols >= pixels
 
 
 cdef bint chooses_winograd(const cnnx_kernels *k, cnnx_conv *p, int threads) noexcept:
-    return winograd_pays(p, 6, 6, 24) and k.winograd_plan != NULL and k.winograd_plan(p, threads)
+    return (may(WINOGRAD, winograd_pays(p, 6, 6, 24)) and k.winograd_plan != NULL
+            and k.winograd_plan(p, threads, wanted == WINOGRAD))
 
 
 cdef bint direct_pays(const cnnx_conv *p) noexcept:
     """The choice between the direct path and the implicit matrix product, by shape."""
-    return p.C * p.taps <= 32 or p.M <= 4
+    return p.taps > 1 and (p.C * p.taps <= 32 or p.M <= 4)
 
 
 @cython.final
@@ -437,16 +475,18 @@ cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, 
 
 
 cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p, _Prepared kept, weight) except -1:
+    global ran
     cdef _Block packed
     cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
-    cdef cnnx_task pack = k.pack_weights, task = k.conv
+    cdef cnnx_task pack = k.pack_weights, task
     if chooses_winograd(k, p, threads):
-        pack, task = k.winograd_weights, k.winograd
-    elif k.depthwise_plan != NULL and k.depthwise_plan(p):
-        task = k.depthwise
-    elif direct_pays(p) and k.direct_plan(p):
-        task = k.direct
+        ran, pack, task = WINOGRAD, k.winograd_weights, k.winograd
+    elif may(DEPTHWISE, True) and k.depthwise_plan != NULL and k.depthwise_plan(p):
+        ran, task = DEPTHWISE, k.depthwise
+    elif may(DIRECT, direct_pays(p)) and k.direct_plan(p):
+        ran, task = DIRECT, k.direct
     else:
+        ran, task = GEMM, k.conv
         k.conv_plan(p, threads)
     packed = packed_weights(k, pack, p, threads, kept, weight)
     p.packed = packed.data
@@ -524,6 +564,7 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     Pixels of one phase (row and column modulo the stride) meet the same taps of the kernel, so each
     phase is a convolution of stride 1 over the output's gradient.
     """
+    global ran
     cdef int64_t KH = weight.shape[2], KW = weight.shape[3], n = KH * KW
     cdef int64_t sh = stride[0], sw = stride[1], top = pads[0], left = pads[2]
     cdef int64_t H = grad_x.shape[2], W = grad_x.shape[3], ph, pw
@@ -534,7 +575,8 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     describe(&p, grad_x, grad_out, groups, taps, KH, KW, stride, pads, dilation)
     p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
     p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
-    if k.depthwise_grad_plan != NULL and k.depthwise_grad_plan(&p):
+    if may(DEPTHWISE, True) and k.depthwise_grad_plan != NULL and k.depthwise_grad_plan(&p):
+        ran = DEPTHWISE
         run(k.depthwise_grad, &p, p.tasks, p.scratch, threads_for(p.N * groups * n * p.rows * p.cols))
         return
     p.H, p.W, p.C, p.M = grad_out.shape[2], grad_out.shape[3], p.M, p.C
@@ -557,27 +599,30 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
 def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple pads, tuple dilation,
                        int64_t groups, cnp.ndarray grad_weight):
     """Fill `grad_weight` with the convolution's weight gradient."""
+    global ran
     cdef int64_t KH = grad_weight.shape[2], KW = grad_weight.shape[3]
     cdef const cnnx_kernels *k = table(x)
     cdef cnnx_conv_weight w
     cdef _Block taps = take(3 * KH * KW * sizeof(int64_t)), partial
     cdef int threads
-    cdef cnnx_task task = k.conv_weight, add = k.conv_weight_sum
+    cdef cnnx_task task, add = k.conv_weight_sum
     describe(&w.conv, x, grad_out, groups, <int64_t *>taps.data, KH, KW, stride, pads, dilation)
     w.conv.x, w.conv.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_out)
     w.grad = cnp.PyArray_DATA(grad_weight)
     threads = threads_for(
         w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.C * KH * KW
     )
-    if winograd_pays(&w.conv, 12, 4, 48) and k.winograd_weight_plan != NULL and k.winograd_weight_plan(&w):
-        task, add = k.winograd_weight, k.winograd_weight_sum
-    elif k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
-        task = k.depthwise_weight
-    elif k.lanes_weight_plan(&w):
-        task = k.lanes_weight
-    elif w.conv.M <= 4 and w.conv.C <= 4 and k.direct_weight_plan(&w):
-        task = k.direct_weight
+    if (may(WINOGRAD, winograd_pays(&w.conv, 12, 4, 48)) and k.winograd_weight_plan != NULL
+            and k.winograd_weight_plan(&w, wanted == WINOGRAD)):
+        ran, task, add = WINOGRAD, k.winograd_weight, k.winograd_weight_sum
+    elif may(DEPTHWISE, True) and k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
+        ran, task = DEPTHWISE, k.depthwise_weight
+    elif may(LANES, True) and k.lanes_weight_plan(&w, wanted == LANES):
+        ran, task = LANES, k.lanes_weight
+    elif may(DIRECT, w.conv.M <= 4 and w.conv.C <= 4) and k.direct_weight_plan(&w):
+        ran, task = DIRECT, k.direct_weight
     else:
+        ran, task = GEMM, k.conv_weight
         k.conv_weight_plan(&w)
     if w.pieces > 1:
         if task != k.winograd_weight:

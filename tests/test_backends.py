@@ -39,6 +39,8 @@ CONTROL = {
     "tile",
     "build_info",
     "set_winograd",
+    "use_algorithm",
+    "last_algorithm",
     "memory_stats",
     "empty_cache",
 }
@@ -666,3 +668,68 @@ def test_winograd_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     _config.set_winograd(False)  # nothing to tell, and no error
     with pytest.raises(TypeError, match="on is 1"):
         _config.set_winograd(1)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------- a forced algorithm
+
+
+@pytest.fixture
+def algorithm_as_before() -> Iterator[None]:
+    yield
+    KERNELS_MODULE.use_algorithm("by shape")
+
+
+# Images, input channels, size, filters, kernel, groups; and which of forward, grad_x and
+# grad_weight the algorithm takes.
+FORCED = [
+    ("direct", (2, 3, 11, 5, 3, 1), (True, True, True)),
+    ("direct", (1, 12, 19, 24, 5, 1), (True, True, True)),
+    ("gemm", (2, 1, 11, 4, 3, 1), (True, True, True)),
+    ("gemm", (2, 6, 11, 6, 3, 6), (True, True, True)),
+    ("depthwise", (2, 6, 11, 6, 3, 6), (True, True, True)),
+    ("depthwise", (2, 6, 11, 6, 3, 1), (False, False, False)),
+    ("lanes", (2, 12, 21, 12, 3, 1), (False, False, True)),
+    ("winograd", (2, 3, 11, 5, 3, 1), (True, True, True)),
+    ("winograd", (2, 3, 11, 5, 1, 1), (False, False, False)),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("name", "case", "takes"), FORCED, ids=str)
+def test_forced_algorithm(
+    name: str,
+    case: Any,
+    takes: tuple[bool, ...],
+    isa: str,
+    algorithm_as_before: None,
+    rng: np.random.Generator,
+) -> None:
+    images, channels, size, filters, kernel, groups = case
+    x = rng.integers(-3, 4, (images, channels, size, size)).astype(np.float32)
+    weight = rng.integers(-3, 4, (filters, channels // groups, kernel, kernel)).astype(np.float32)
+    options: dict[str, Any] = {"padding": kernel // 2, "groups": groups}
+    with cnnx.use_backend("numpy"):
+        grad_out = rng.integers(-3, 4, cnnx.conv2d(x, weight, **options).shape).astype(np.float32)
+        exact = results(x, weight, grad_out, options)
+    assert KERNELS_MODULE.use_algorithm(name) == "by shape"
+    ran, actual = [], []
+    for need in ((True, False, False), (False, True, False)):
+        gradients = cnnx.conv2d_backward(grad_out, x, weight, **options, need=need)
+        ran.append(KERNELS_MODULE.last_algorithm())
+        actual.append(next(gradient for gradient in gradients if gradient is not None))
+    actual.insert(0, cnnx.conv2d(x, weight, **options))
+    ran.insert(0, KERNELS_MODULE.last_algorithm())
+    if name == "winograd" and any(takes) and ran == ["gemm"] * 3:
+        pytest.skip("this build has no Winograd (its compiler has no vector shuffles)")
+    assert ran == [name if taken else "gemm" for taken in takes]
+    if ran[0] == "winograd":  # it rounds: what set_winograd's docstring promises
+        for mine, known in zip(actual, exact, strict=True):
+            assert np.abs(mine - known).max() <= 2e-5 * np.abs(known).max()
+    else:
+        assert_same(zip(actual, exact, strict=True))
+
+
+@needs_kernels
+def test_unknown_algorithm() -> None:
+    with pytest.raises(ValueError, match="fft"):
+        KERNELS_MODULE.use_algorithm("fft")

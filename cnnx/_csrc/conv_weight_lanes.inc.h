@@ -12,7 +12,7 @@
 #endif
 #define LANES_K 6
 
-static int FN(lanes_weight_plan)(cnnx_conv_weight *w)
+static int FN(lanes_weight_plan)(cnnx_conv_weight *w, int always)
 {
     cnnx_conv *p = &w->conv;
     int64_t bottom, right;
@@ -21,7 +21,7 @@ static int FN(lanes_weight_plan)(cnnx_conv_weight *w)
     /* In multiply-adds a pixel: lanes that a row's end leaves empty, and half as much again for the short loops,
      * against lanes that the output channels leave empty and the transposition, which costs as much as four. */
     const int64_t across = (p->cols + VL - 1) / VL * VL, wide = (p->M + VL - 1) / VL * VL;
-    if (3 * p->M * p->depth * across > 2 * (wide * p->depth + 4 * p->M) * p->cols) return 0;
+    if (!always && 3 * p->M * p->depth * across > 2 * (wide * p->depth + 4 * p->M) * p->cols) return 0;
     if (p->M * p->depth * VL > FN(WINDOW)) return 0;
     /* As many rows as keep LANES_M channels of the gradient in the first level. */
     const int64_t row = p->C * p->phases_h * p->phases_w * p->image_width;

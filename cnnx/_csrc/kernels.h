@@ -212,12 +212,13 @@ typedef struct {
     /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
     cnnx_task pack_weights;
     cnnx_task conv;
-    /* The same by Winograd's F(4x4, 3x3). NULL in a table without it; the plan returns 0 where it
-     * refuses the problem. winograd_weights runs in place of pack_weights, unless packed_size is 0. */
-    int (*winograd_plan)(cnnx_conv *, int threads);
+    /* The same by Winograd's algorithm. NULL in a table without it; the plan returns 0 where it refuses the
+     * problem, or would be slower and is not `forced`. winograd_weights runs in place of pack_weights, unless
+     * packed_size is 0. */
+    int (*winograd_plan)(cnnx_conv *, int threads, int forced);
     cnnx_task winograd_weights, winograd;
-    /* Weight gradient by F(3x3, 4x4), and the sum of its pieces. */
-    int (*winograd_weight_plan)(cnnx_conv_weight *);
+    /* Its weight gradient, and the sum of its pieces. */
+    int (*winograd_weight_plan)(cnnx_conv_weight *, int forced);
     cnnx_task winograd_weight, winograd_weight_sum;
     /* Depthwise by square kernels, nothing packed; the plans return 0 where the problem is another. */
     int (*depthwise_plan)(cnnx_conv *);
@@ -233,7 +234,7 @@ typedef struct {
     cnnx_task direct;
     int (*direct_weight_plan)(cnnx_conv_weight *);
     cnnx_task direct_weight;
-    int (*lanes_weight_plan)(cnnx_conv_weight *); /* 0 where the other is faster */
+    int (*lanes_weight_plan)(cnnx_conv_weight *, int always); /* 0 where the other is faster, unless always */
     cnnx_task lanes_weight;
     cnnx_task conv_weight;
     /* task < M*groups: adds the pieces of one row of grad. Only when pieces > 1. */

@@ -30,9 +30,9 @@ static FN(layout) FN(layout_of)(const cnnx_conv *p)
     return l;
 }
 
-static int FN(winograd_plan)(cnnx_conv *p, int threads)
+static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
 {
-    if (!FN(winograd_tiles)(p)) return 0;
+    if (!FN(winograd_tiles)(p, forced)) return 0;
     p->panels = (p->M + WN - 1) / WN;
     /* At most 128 tiles, and 16 MiB for V: from 64 to 200 tiles the time hardly changes, unless
      * U is made once more. Of these the block with the shortest longest thread. */

@@ -203,8 +203,8 @@ static int FN(fewer_sums)(const cnnx_conv *p, double products)
     return 1.2 * products * c * m + 600. / 36 * (double)p->points * transforms <= pixels * (double)p->taps * c * m;
 }
 
-/* Refuses (0) kernels that lie in no grid, images with gaps, and what would be no faster. */
-static int FN(winograd_tiles)(cnnx_conv *p)
+/* Refuses (0) kernels that lie in no grid and, unless `forced`, what would be no faster. */
+static int FN(winograd_tiles)(cnnx_conv *p, int forced)
 {
     unsigned char order[CNNX_TAPS];
     int64_t across = 1, n = p->taps;
@@ -242,7 +242,7 @@ static int FN(winograd_tiles)(cnnx_conv *p)
     if (p->parts > 16) return 0;
     FN(find_taps)(p, order);
     const int plain = n == 9 && two && p->sh == 1 && p->sw == 1 && apart_h == 1 && apart_w == 1;
-    return plain || FN(fewer_sums)(p, fewest);
+    return forced || plain || FN(fewer_sums)(p, fewest);
 }
 
 /* Blocks of at most `most` tiles: whole rows of tiles where there is room for one, else parts of a row, with

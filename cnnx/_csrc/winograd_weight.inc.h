@@ -15,10 +15,10 @@
  */
 static int64_t FN(grad_tile)(const cnnx_conv_weight *w) { return FN(odd_lines)(w->m_block + ROWS); }
 
-static int FN(winograd_weight_plan)(cnnx_conv_weight *w)
+static int FN(winograd_weight_plan)(cnnx_conv_weight *w, int forced)
 {
     cnnx_conv *p = &w->conv;
-    if (!FN(winograd_tiles)(p)) return 0;
+    if (!FN(winograd_tiles)(p, forced)) return 0;
     p->depth = p->C * p->taps;
     FN(cut_tiles)(p, 128);
     w->k_block = FN(share)((p->C + WN - 1) / WN, 128 / WN) * WN;
