@@ -132,9 +132,9 @@ cdef extern from "_csrc/kernels.h" nogil:
         void (*matmul_plan)(cnnx_matmul *, int) noexcept
         void (*pool_plan)(cnnx_pool *, int) noexcept
         void (*pool_grad_plan)(cnnx_pool *, int) noexcept
-        int (*winograd_plan)(cnnx_conv *, int) noexcept
+        int (*winograd_plan)(cnnx_conv *, int, int) noexcept
         cnnx_task winograd_weights, winograd
-        int (*winograd_weight_plan)(cnnx_conv_weight *) noexcept
+        int (*winograd_weight_plan)(cnnx_conv_weight *, int) noexcept
         cnnx_task winograd_weight, winograd_weight_sum
         int (*depthwise_plan)(cnnx_conv *) noexcept
         cnnx_task depthwise
@@ -426,10 +426,16 @@ cdef bint winograd_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
     """The choice between Winograd and the direct sums, by shape: `python -m benchmarks.choices`.
 
     The transforms of the pixels are shared by the channels, those of the weights by the pixels: at 12 panels of
-    output and input channels and 24 pixels both take the same time, on AVX2 and on AVX-512.
+    output and input channels and 24 pixels both take the same time, on AVX2 and on AVX-512. What is no
+    3x3 kernel of stride 1, the plan weighs itself.
     """
     return (winograd_on and p.C >= 4 and p.M >= 3 and p.C * p.M >= 12 * k.mr
             and p.N * p.rows * p.cols >= 24)
+
+
+cdef bint chooses_winograd(const cnnx_kernels *k, cnnx_conv *p, int threads) noexcept:
+    return (may(WINOGRAD, winograd_pays(k, p)) and k.winograd_plan != NULL
+            and k.winograd_plan(p, threads, wanted == WINOGRAD))
 
 
 cdef bint winograd_weight_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
@@ -488,7 +494,7 @@ cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p, _Prepared kept, weight) e
     cdef _Block packed
     cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
     cdef cnnx_task pack = k.pack_weights, task
-    if may(WINOGRAD, winograd_pays(k, p)) and k.winograd_plan != NULL and k.winograd_plan(p, threads):
+    if chooses_winograd(k, p, threads):
         ran, pack, task = WINOGRAD, k.winograd_weights, k.winograd
     elif may(DEPTHWISE, True) and k.depthwise_plan != NULL and k.depthwise_plan(p):
         ran, task = DEPTHWISE, k.depthwise
@@ -547,6 +553,25 @@ def prepared():
     return _Prepared()
 
 
+cdef void describe_phase(cnnx_conv *p, int64_t *taps, int64_t KH, int64_t KW, tuple pads, tuple dilation,
+                         int64_t ph, int64_t pw, bint pairs) except *:
+    """Phase (ph, pw) of an input gradient; with `pairs`, that of the next column too."""
+    cdef int64_t top = pads[0], left = pads[2], dil_h = dilation[0], dil_w = dilation[1]
+    cdef int64_t column, kh, kw, t = 0, n = KH * KW
+    p.oy, p.ox, p.pairs = ph, pw, pairs
+    for column in range(pw, pw + 1 + pairs):
+        p.split = t
+        for kh in range(KH):
+            for kw in range(KW):
+                if (ph + top - kh * dil_h) % p.ty == 0 and (column + left - kw * dil_w) % p.tx == 0:
+                    taps[t] = (ph + top - kh * dil_h) // p.ty
+                    taps[n + t] = (column + left - kw * dil_w) // p.tx
+                    taps[2 * n + t] = kh * KW + kw
+                    t += 1
+    p.dh, p.dw, p.w_tap, p.taps = taps, taps + n, taps + 2 * n, t
+    p.rows, p.cols = (p.YH - ph + p.ty - 1) // p.ty, (p.YW - pw + p.tx - 1) // p.tx
+
+
 def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stride, tuple pads,
                       tuple dilation, int64_t groups, cnp.ndarray grad_x):
     """Fill `grad_x` with the convolution's input gradient, plus `bias` (a transposed convolution's).
@@ -556,9 +581,8 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     """
     global ran
     cdef int64_t KH = weight.shape[2], KW = weight.shape[3], n = KH * KW
-    cdef int64_t sh = stride[0], sw = stride[1], dil_h = dilation[0], dil_w = dilation[1]
-    cdef int64_t top = pads[0], left = pads[2]
-    cdef int64_t H = grad_x.shape[2], W = grad_x.shape[3], ph, pw, kh, kw, t = 0
+    cdef int64_t sh = stride[0], sw = stride[1], top = pads[0], left = pads[2]
+    cdef int64_t H = grad_x.shape[2], W = grad_x.shape[3], ph, pw
     cdef cnnx_conv p
     cdef _Block memory = take(3 * n * sizeof(int64_t))
     cdef int64_t *taps = <int64_t *>memory.data
@@ -570,32 +594,21 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
         ran = DEPTHWISE
         run(k.depthwise_grad, &p, p.tasks, p.scratch, threads_for(p.N * groups * n * p.rows * p.cols))
         return
-    p.pairs = sw == 2 and W > 1
+    p.H, p.W, p.C, p.M = grad_out.shape[2], grad_out.shape[3], p.M, p.C
+    p.YH, p.YW, p.ty, p.tx = H, W, sh, sw
+    p.sh = p.sw = 1
+    p.w_out = n
+    p.w_in = p.M * n
+    p.w_group = p.C * p.w_in
+    p.activation = CNNX_NONE
+    # Two phases of columns side by side fill whole rows. Winograd takes each alone, if it takes the largest.
+    if sw == 2 and W > 1:
+        describe_phase(&p, taps, KH, KW, pads, dilation, (sh - top % sh) % sh, (sw - left % sw) % sw, False)
+        p.pairs = not (sh <= H and chooses_winograd(k, &p, _threads.get_num_threads()))
     for ph in range(min(sh, H)):
-        for pw in range(min(sw, W)):
-            if pw == 0 or not p.pairs:
-                t = 0
-            p.split = t
-            for kh in range(KH):
-                for kw in range(KW):
-                    if (ph + top - kh * dil_h) % sh == 0 and (pw + left - kw * dil_w) % sw == 0:
-                        taps[t] = (ph + top - kh * dil_h) // sh
-                        taps[n + t] = (pw + left - kw * dil_w) // sw
-                        taps[2 * n + t] = kh * KW + kw
-                        t += 1
-            if p.pairs and pw == 0:
-                continue
-            p.dh, p.dw, p.w_tap, p.taps = taps, taps + n, taps + 2 * n, t
-            p.N, p.H, p.W = grad_out.shape[0], grad_out.shape[2], grad_out.shape[3]
-            p.groups, p.C, p.M = groups, grad_out.shape[1] // groups, grad_x.shape[1] // groups
-            p.rows, p.cols = (H - ph + sh - 1) // sh, ((W + 1) // 2 if p.pairs else (W - pw + sw - 1) // sw)
-            p.sh = p.sw = 1
-            p.YH, p.YW, p.oy, p.ox, p.ty, p.tx = H, W, ph, 0 if p.pairs else pw, sh, sw
-            p.w_out = n
-            p.w_in = p.M * n
-            p.w_group = p.C * p.w_in
-            p.activation = CNNX_NONE
-            run_conv(table(grad_x), &p, None, weight)
+        for pw in range(1 if p.pairs else min(sw, W)):
+            describe_phase(&p, taps, KH, KW, pads, dilation, ph, pw, p.pairs)
+            run_conv(k, &p, None, weight)
 
 
 def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple pads, tuple dilation,
@@ -615,7 +628,7 @@ def conv2d_grad_weight(cnp.ndarray grad_out, cnp.ndarray x, tuple stride, tuple 
         w.conv.N * w.conv.rows * w.conv.cols * w.conv.groups * w.conv.M * w.conv.C * KH * KW
     )
     if (may(WINOGRAD, winograd_weight_pays(k, &w.conv)) and k.winograd_weight_plan != NULL
-            and k.winograd_weight_plan(&w)):
+            and k.winograd_weight_plan(&w, wanted == WINOGRAD)):
         ran, task, add = WINOGRAD, k.winograd_weight, k.winograd_weight_sum
     elif may(DEPTHWISE, True) and k.depthwise_weight_plan != NULL and k.depthwise_weight_plan(&w):
         ran, task = DEPTHWISE, k.depthwise_weight

@@ -690,7 +690,7 @@ FORCED = [
     ("depthwise", (2, 6, 11, 6, 3, 1), (False, False, False)),
     ("lanes", (2, 12, 21, 12, 3, 1), (False, False, True)),
     ("winograd", (2, 3, 11, 5, 3, 1), (True, True, True)),
-    ("winograd", (2, 3, 11, 5, 2, 1), (False, False, False)),
+    ("winograd", (2, 3, 11, 5, 1, 1), (False, False, False)),
 ]
 
 

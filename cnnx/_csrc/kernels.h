@@ -23,6 +23,23 @@ enum cnnx_activation {
  * double before any integer could overflow. */
 enum { CNNX_SCRATCH = 64 << 20 };
 
+/* How Winograd's tiles lie along one dimension of an image.
+ *
+ * Tile t takes part's `points` pixels begin + t/phases*tile*gap + t%phases + start + e*gap, and gives the
+ * results t/phases*tile*phases + t%phases + j*phases, j < tile. A dilated kernel sees `phases` images that lie
+ * interleaved; a stride is a gap alone. A kernel of more than 7 - tile taps, or of a stride, is cut into
+ * parts, whose tap e is the kernel's tap + e*tap_step, zero outside it, and whose positions other than
+ * low .. high-1 are zero. */
+enum { CNNX_PARTS = 8, CNNX_TAPS = 128 }; /* parts along one dimension; 16 in all */
+typedef struct {
+    int64_t size, tap_step;        /* taps of the kernel, and from one to the next in a part */
+    int64_t tile, points;          /* 1 and 1: this dimension is not transformed */
+    int64_t phases, gap, begin, reach, tiles, parts;
+    struct {
+        int64_t start, tap, low, high;
+    } part[CNNX_PARTS];
+} cnnx_axis;
+
 /* Convolution over taps, the one form that forward, input gradient and weight gradient share.
  *
  *   y[n, g*M + m, oy + i*ty, ox + j*tx] =
@@ -58,12 +75,17 @@ typedef struct {
     int source;                    /* where a panel's pixels come from, one of the enum below */
     int64_t packed_size, tasks;
     size_t scratch;
-    /* set by the plans of Winograd, where block counts tiles, block_rows by block_cols of them: the kernel's
-     * first row and column, its taps in order, tiles in an image, elements of the copy of its rows. m_step and
-     * c_step: panels and channels that are multiplied at a time; fused: their weights are transformed then.
+    /* set by the plans of Winograd, where block counts tiles, block_rows by block_cols of them: rows and columns,
+     * where parts find their taps, numbers of a
+     * kernel, positions of a tile, parts of the kernel, elements of the copy of its rows.
+     * m_step and c_step: panels and channels that are multiplied at a time; fused: their weights are
+     * transformed then.
      * direct_plan has rows in a block, and the size of a plane and of its rows. depthwise_plan has the length of
      * a row that is read, the rows of a task, and the size of the masks as image_width, tile_rows and plane. */
-    int64_t top, left, tap[9], tile_rows, tile_cols, block_rows, block_cols, m_step, c_step;
+    cnnx_axis axis[2];
+    unsigned char place[256];
+    int64_t span, points, parts, block_rows, block_cols, m_step, c_step;
+    int64_t top, left, tile_rows;
     int fused;
     int64_t plane, image_width, image_size;
     int64_t phases_h, phases_w, extent_h;
@@ -199,12 +221,13 @@ typedef struct {
     /* task < groups*panels: packed[g][panel][k][i] = w[g, panel*MR + i, k], zero for rows past M. */
     cnnx_task pack_weights;
     cnnx_task conv;
-    /* The same by Winograd's F(4x4, 3x3). NULL in a table without it; the plan returns 0 where it
-     * refuses the problem. winograd_weights runs in place of pack_weights, unless packed_size is 0. */
-    int (*winograd_plan)(cnnx_conv *, int threads);
+    /* The same by Winograd's algorithm. NULL in a table without it; the plan returns 0 where it refuses the
+     * problem, or would be slower and is not `forced`. winograd_weights runs in place of pack_weights, unless
+     * packed_size is 0. */
+    int (*winograd_plan)(cnnx_conv *, int threads, int forced);
     cnnx_task winograd_weights, winograd;
-    /* Weight gradient by F(3x3, 4x4), and the sum of its pieces. */
-    int (*winograd_weight_plan)(cnnx_conv_weight *);
+    /* Its weight gradient, and the sum of its pieces. */
+    int (*winograd_weight_plan)(cnnx_conv_weight *, int forced);
     cnnx_task winograd_weight, winograd_weight_sum;
     /* Depthwise by square kernels, nothing packed; the plans return 0 where the problem is another. */
     int (*depthwise_plan)(cnnx_conv *);
