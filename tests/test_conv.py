@@ -242,6 +242,21 @@ CASES += [
     Case("gradient_1x1_stride_three", (10, 37), (1, 1), (3, 3), channels=5, filters=18),
     Case("gradient_columns_of_a_step", (9, 67), (1, 2), (1, 4), channels=5, filters=18),
 ]
+# An image one column wide whose phases lie apart in it: no plane is one long row then. The tiles
+# read copied rows that run on into the next, or rows of whole vectors, in blocks that begin inside
+# an image, by a depth that is cut or not; a dense 1x1 convolution is cut at 512.
+CASES += [
+    Case("one_column_image_1x1", (9, 1), (1, 1), (1, 3), channels=40, filters=20),
+    Case("one_column_image_1x1_stride_two", (9, 1), (1, 1), (2, 2), channels=40, filters=20),
+    Case("rows_running_on", (21, 37), stride=(2, 2), pads=(1, 1, 1, 1), channels=9, images=5),
+    Case("rows_running_on_deep", (23, 50), (5, 4), (2, 2), (2, 2, 1, 1), channels=17, filters=9),
+    Case(
+        "rows_of_whole_vectors", (9, 64), stride=(2, 2), pads=(1, 1, 1, 1), channels=9, filters=11
+    ),
+    Case("rows_of_whole_vectors_and_four", (9, 71), (3, 4), (2, 2), channels=9, filters=8),
+    Case("1x1_deep", (5, 7), (1, 1), channels=530, filters=9, images=3),
+    Case("1x1_deep_at_once", (5, 7), (1, 1), channels=300, filters=17, images=8),
+]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 

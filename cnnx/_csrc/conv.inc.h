@@ -22,6 +22,7 @@ enum {
 static void FN(flatten)(cnnx_conv *p)
 {
     if (p->taps != 1 || p->dh[0] != 0 || p->dw[0] != 0 || p->sh != 1 || p->sw != 1) return;
+    if (p->ty != 1 || p->tx != 1) return; /* a phase of an image one column wide has one column as well */
     if (p->H != p->rows || p->W != p->cols || p->YH != p->H || p->YW != p->W) return;
     p->W = p->cols = p->YW = p->H * p->W;
     p->H = p->rows = p->YH = 1;
@@ -197,8 +198,9 @@ static ALWAYS_INLINE void FN(fill_loose)(int64_t n, T *to)
 /* A row of stride P into its P phases, columns lo[b] .. hi[b]-1 of them inside the image, first .. last-1 in all of
  * them; `from` is column 0 of the first. log2(P) rounds of dealing even and odd numbers apart; nothing is read from
  * `end` on. */
-static ALWAYS_INLINE void FN(deal_row)(const int P, const int phases, const T *from, const int64_t *lo, const int64_t *hi,
-                                       int64_t first, int64_t last, const T *end, T *to, int64_t plane)
+static ALWAYS_INLINE void FN(deal_row)(const int P, const int phases, const T *from, const int64_t *lo,
+                                       const int64_t *hi, int64_t first, int64_t last, const T *end, T *to,
+                                       int64_t plane)
 {
     int64_t j = first;
 #if defined(SHUFFLE)
@@ -530,9 +532,10 @@ static void FN(conv_half)(const FN(job) *o, int half)
                     if (straight) {
                         const int out = v.whole && mr == MR;
                         T *to[NV];
-                        for (int j = 0; j < NV; j++) to[j] = out ? (T *)p->y + m * p->YH * p->YW + v.to[j] : tile + j * VL;
-                        FN(gemm_vectors)(kc, a, v.from, o->offset, to, out ? p->YH * p->YW : NR, out ? bias : NULL, first,
-                                         out, p->activation, &ahead);
+                        const int64_t dense = p->YH * p->YW;
+                        for (int j = 0; j < NV; j++) to[j] = out ? (T *)p->y + m * dense + v.to[j] : tile + j * VL;
+                        FN(gemm_vectors)(kc, a, v.from, o->offset, to, out ? dense : NR, out ? bias : NULL,
+                                         first, out, p->activation, &ahead);
                         if (out) continue;
                     } else {
                         FN(gemm_full)(kc, a, b, tile, NR, NULL, first, 0, CNNX_NONE, &ahead);

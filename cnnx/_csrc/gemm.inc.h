@@ -35,8 +35,8 @@ static ALWAYS_INLINE void FN(ask)(FN(ahead) *a)
 #define GEMM_STRETCH 16 /* steps of the depth between two looks ahead */
 
 static ALWAYS_INLINE void
-FN(gemm_tile)(const int packed, int64_t kc, const T *restrict a, const T *const *b, const int64_t *offset, V acc[MR][NV],
-              FN(ahead) *ahead)
+FN(gemm_tile)(const int packed, int64_t kc, const T *restrict a, const T *const *b, const int64_t *offset,
+              V acc[MR][NV], FN(ahead) *ahead)
 {
     V c[MR][NV];
     const T *from[NV];
