@@ -121,9 +121,10 @@ def empty_cache() -> None:
 
 
 def set_winograd(on: bool) -> None:
-    """Allow Winograd's algorithm for 3x3 convolutions of stride 1 in float32, or not.
+    """Allow Winograd's algorithm for convolutions in float32, or not.
 
-    It needs a quarter of the multiplications and is on from the start. Its rounding error stays
+    A 3x3 kernel of stride 1 takes a quarter of the multiplications by it, a 5x5 kernel a third. It
+    is on from the start, and chosen where it is faster. Its rounding error stays
     below 2e-5 of the largest output; the direct path's is several times smaller. A NaN or an
     infinity reaches all outputs of the tiles that it touches, where the direct sum keeps it to the
     outputs whose window holds it. float64 never uses it, so gradient checks do not depend on this.
