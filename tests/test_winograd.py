@@ -46,6 +46,9 @@ CASES: list[tuple[Any, int, tuple[int, int], dict[str, Any]]] = [
     ((2, 32, 13, 15), 32, (5, 5), {"padding": 2, "groups": 2}),
     ((1, 32, 41, 50), 32, (20, 5), {"padding": (10, 2), "stride": 2}),
     ((1, 6, 20, 130), 8, (3, 3), {"dilation": 4}),
+    # Several blocks of tiles and several parts of the kernel: the order of the sums must not
+    # depend on how many threads there are for the blocks.
+    ((8, 1200, 10, 9), 8, (5, 5), {"padding": 2}),
 ]
 
 
@@ -85,7 +88,7 @@ def test_error_and_bits(case: Any, forced_winograd: None, rng: np.random.Generat
         exact = passes(*(a.astype(np.float64) for a in (x, weight, grad_out)), options)
     for actual, known in zip(one, exact, strict=True):
         assert np.abs(actual - known).max() <= BOUND * np.abs(known).max()
-    for threads in (2, 3):
+    for threads in (2, 3, 16):
         cnnx.set_num_threads(threads)
         for mine, first in zip(passes(x, weight, grad_out, options), one, strict=True):
             assert np.array_equal(mine, first)

@@ -1,7 +1,13 @@
-/* Winograd's minimal filtering, F(4x4, 3x3) and F(3x3, 4x4): its transforms, and the way of the tiles between
- * images and planes. winograd.inc.h and winograd_weight.inc.h do the sums between them.
+/* Winograd's minimal filtering with six points: its transforms, the choice of tiles, and the way of the tiles
+ * between images and planes. winograd.inc.h and winograd_weight.inc.h do the sums between them.
  *
  *   Y = A' [ (G g G') . (B' d B) ] A     for each 6x6 input tile d, 4x4 output tile Y (Lavin and Gray 2015)
+ *
+ * The six points serve every F(tile, taps) with tile + taps = 7, in two dimensions or in one, and B is the same
+ * for all. Other kernels become these: a dilated one sees interleaved images, each with a 3x3 kernel of its own;
+ * a large one is cut into parts of 3 taps, whose products are added before they are transformed back; a strided
+ * one into a part for each phase of the input. A part of a tap less is spared the products of a point: 3x3 of
+ * stride 2 takes (5 + 4)^2 for 16 pixels instead of 144, 5x5 takes (6 + 5)^2 instead of 400.
  *
  * The matrices follow from the points 0, +-a, +-b and infinity. a = 3/4, b = 3/2 gives a quarter of the error
  * of the customary 1 and 2 (1.2e-6 against 4.8e-6 of the largest output at 128 channels): their powers are
@@ -120,7 +126,7 @@ static int FN(cut_axis)(cnnx_axis *a, int64_t tile, int64_t size, int64_t first,
 {
     const int64_t taps = tile > 1 ? 7 - tile : 1;
     int64_t low = 0, high = 0;
-    if ((stride > 1 && apart > 1) || apart > 16 || (tile == 1 && size > 1)) return 0;
+    if ((stride > 1 && apart > 1) || apart > 16 || stride > 16 || (tile == 1 && size > 1)) return 0;
     memset(a, 0, sizeof *a);
     a->size = size;
     a->tap_step = stride;
