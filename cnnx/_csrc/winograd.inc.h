@@ -1,6 +1,6 @@
-/* Convolution by Winograd's algorithm: 3x3 kernels of stride 1 with a quarter of the products, and others by parts.
+/* Convolution by Winograd's algorithm: 3x3 kernels of stride 1 with a quarter of the products, others by parts.
  *
- * Each of the 36 positions of a tile is a matrix product, the parts of the kernel being so many times the channels:
+ * Each of the 36 positions of a tile is a matrix product; parts of the kernel are like more channels:
  *
  *   products[pos] (tiles x M) = sum over parts that have the position of V[pos] (tiles x C) * U[pos] (C x M)
  *
@@ -11,11 +11,11 @@
  * few, each task makes a part of it, uses it up while it is in the second level, and makes the next (`fused`):
  * with the 38 MB of 512 x 512 channels written and read, one image of 7x7 took 2.4 ms instead of 0.94.
  *
- * The sum goes over chunks of c_step channels, and in a chunk part by part. With one part its bits are those of
- * a sum that was never cut, so that fused or not makes no difference; with several it is the shape that decides.
+ * The sum goes over chunks of c_step channels, and in a chunk part by part. With one part its bits are those
+ * of a sum that was never cut, fused or not; with several it is the shape that decides between the two.
  */
 
-/* How V, U and the products lie: c is the channel in its chunk of c_step, of which U holds one, with d channels.
+/* How V, U and the products lie: c is the channel in its chunk of c_step, of which U holds one, of d channels.
  * v[pos*v_plane + tile*v_tile + (chunk*parts + part)*v_part + c],
  * u[pos*u_plane + ((panel*parts + part)*d + c)*WN + i], products[pos*p_plane + tile*p_tile + i]. */
 typedef struct {
@@ -60,7 +60,8 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
     p->m_block = (p->panels + split - 1) / split;
     p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
     p->tasks = all * p->m_blocks;
-    /* Parts of U of 32 output channels and 128 of the input, 576 KiB; else the products of 128 channels. */
+    /* Parts of U of 32 output channels and 128 of the input, 576 KiB; else the products of 128 channels. The
+     * order of a sum over several parts is another where it is fused: no number of threads may decide that. */
     const int64_t tiles = p->N * p->axis[0].tiles * p->axis[1].tiles;
     p->fused = p->parts > 1 ? tiles <= 3 * most : p->blocks <= 3 || p->blocks <= threads;
     p->m_step = (p->fused ? 32 : 128) / WN;
@@ -77,8 +78,8 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
 /* U = G g G' of one panel of output channels and a chunk of channels c0 .. c1-1, of parts of n x n taps or,
  * where not `two`, n: u[pos*plane + (part*(c1 - c0) + c - c0)*WN + i]. */
 static ALWAYS_INLINE void
-FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t parts, const cnnx_conv *p, int64_t g,
-                 int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
+FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t parts, const cnnx_conv *p,
+                 int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
     const int tall = two || h->points > 1;
@@ -96,7 +97,7 @@ FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t p
                 UNROLL for (int l = 0; l < VL; l++) {
                     const T *from = kernel[l] + c * p->w_in;
                     T copy[CNNX_TAPS + VL];
-                    PREFETCH(from + 8 * p->w_in + part); /* halves the time: too many streams for the hardware */
+                    PREFETCH(from + 8 * p->w_in + part); /* halves the time: streams are too many */
                     if (from > last) { /* never beyond the weights */
                         memcpy(copy, from, (size_t)taps * sizeof(T));
                         from = copy;

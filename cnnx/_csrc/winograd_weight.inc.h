@@ -34,7 +34,7 @@ static int FN(winograd_weight_plan)(cnnx_conv_weight *w, int forced)
     }
     w->sum_plane = FN(odd_lines)((w->m_block + ROWS) * WN);
     const int64_t panel = p->parts * p->points * w->sum_plane, sums = w->k_block / WN * panel;
-    const int64_t room = CNNX_SCRATCH / (outputs * sums * (int64_t)sizeof(T)); /* of the sums of all tasks */
+    const int64_t room = CNNX_SCRATCH / (outputs * sums * (int64_t)sizeof(T)); /* for the sums of all tasks */
     if (pieces > 16 / outputs) pieces = 16 / outputs;
     if (pieces > room) pieces = room;
     if (pieces < 1) pieces = 1;
