@@ -425,9 +425,9 @@ cdef inline bint may(int algorithm, bint pays) noexcept:
 cdef bint winograd_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
     """The choice between Winograd and the direct sums, by shape: `python -m benchmarks.choices`.
 
-    The transforms of the pixels are shared by the channels, those of the weights by the pixels: at 12 panels of
-    output and input channels and 24 pixels both take the same time, on AVX2 and on AVX-512. What is no
-    3x3 kernel of stride 1, the plan weighs itself.
+    The transforms of the pixels are shared by the channels, those of the weights by the pixels: at 12 panels
+    of output and input channels and 24 pixels both take the same time, on AVX2 and on AVX-512. What is no 3x3
+    kernel of stride 1, the plan weighs itself.
     """
     return (winograd_on and p.C >= 4 and p.M >= 3 and p.C * p.M >= 12 * k.mr
             and p.N * p.rows * p.cols >= 24)
