@@ -216,6 +216,9 @@ CONVOLUTIONS: dict[str, list[Call]] = {
     "winograd": conv((3, 16, 25, 23), (24, 16, 3, 3), padding=1),
     "winograd_one_image": conv((1, 32, 30, 30), (40, 32, 3, 3), padding=1),
     "winograd_small_images": conv((9, 64, 7, 7), (64, 64, 3, 3), padding=1),
+    # Several blocks of tiles, so that it depends on the threads who transforms the weights.
+    "winograd_by_parts": conv((4, 70, 40, 40), (64, 70, 5, 5), padding=2),
+    "winograd_strided": conv((3, 200, 30, 31), (96, 200, 3, 3), padding=1, stride=2),
     "direct": conv((2, 3, 45, 47), (16, 3, 5, 5), stride=2, padding=2),
     "direct_one_image": conv((1, 1, 90, 90), (6, 1, 5, 5)),
     "direct_many_pixels": conv((4, 3, 150, 150), (8, 3, 3, 3), padding=1),

@@ -1,18 +1,23 @@
-/* Convolution by Winograd's F(4x4, 3x3): 3x3 kernels of stride 1 with a quarter of the products.
+/* Convolution by Winograd's algorithm: 3x3 kernels of stride 1 with a quarter of the products, others by parts.
  *
- * Each of the 36 positions is a matrix product:
+ * Each of the 36 positions of a tile is a matrix product; parts of the kernel are like more channels:
  *
- *   products[pos] (tiles x M) = V[pos] (tiles x C) * U[pos] (C x M)
+ *   products[pos] (tiles x M) = sum over parts that have the position of V[pos] (tiles x C) * U[pos] (C x M)
  *
  * A task takes a block of tiles and a range of output channels through all three steps, in memory that stays
  * in the second or third level.
  *
- * U is four times as large as the weights. Where it serves many blocks it is made once; where there are few,
- * each task makes a part of it, uses it up while it is in the second level, and makes the next (`fused`):
+ * U is four times as large as the weights, or six. Where it serves many blocks it is made once; where there are
+ * few, each task makes a part of it, uses it up while it is in the second level, and makes the next (`fused`):
  * with the 38 MB of 512 x 512 channels written and read, one image of 7x7 took 2.4 ms instead of 0.94.
+ *
+ * The sum goes over chunks of c_step channels, and in a chunk part by part. With one part its bits are those
+ * of a sum that was never cut, fused or not; with several it is the shape that decides between the two.
  */
-/* How V, U and the products lie: v[pos*v_plane + tile*v_tile + c], products[pos*p_plane + tile*p_tile + i],
- * u[pos*u_plane + (panel*channels + c)*WN + i]. */
+
+/* How V, U and the products lie: c is the channel in its chunk of c_step, of which U holds one, of d channels.
+ * v[pos*v_plane + tile*v_tile + (chunk*parts + part)*v_part + c],
+ * u[pos*u_plane + ((panel*parts + part)*d + c)*WN + i], products[pos*p_plane + tile*p_tile + i]. */
 typedef struct {
     int64_t v_part, v_tile, v_plane, u_plane, p_tile, p_plane;
 } FN(layout);
@@ -55,8 +60,10 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
     p->m_block = (p->panels + split - 1) / split;
     p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
     p->tasks = all * p->m_blocks;
-    /* Parts of U of 32 output channels and 128 of the input, 576 KiB; else the products of 128 channels. */
-    p->fused = p->blocks <= 3 || p->blocks <= threads;
+    /* Parts of U of 32 output channels and 128 of the input, 576 KiB; else the products of 128 channels. The
+     * order of a sum over several parts is another where it is fused: no number of threads may decide that. */
+    const int64_t tiles = p->N * p->axis[0].tiles * p->axis[1].tiles;
+    p->fused = p->parts > 1 ? tiles <= 3 * most : p->blocks <= 3 || p->blocks <= threads;
     p->m_step = (p->fused ? 32 : 128) / WN;
     if (p->m_step > p->m_block) p->m_step = p->m_block;
     const int64_t deep = 128 * p->points / FN(positions)(p) / VL * VL;
@@ -68,10 +75,11 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
     return p->scratch <= 64 << 20;
 }
 
-/* U = G g G' of one panel of output channels and channels c0 .. c1-1, of parts of n x n taps or, where not
- * `two`, n: u[pos*plane + (part*(c1 - c0) + c - c0)*WN + i]. */
-static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t parts,
-                                           const cnnx_conv *p, int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
+/* U = G g G' of one panel of output channels and a chunk of channels c0 .. c1-1, of parts of n x n taps or,
+ * where not `two`, n: u[pos*plane + (part*(c1 - c0) + c - c0)*WN + i]. */
+static ALWAYS_INLINE void
+FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t parts, const cnnx_conv *p,
+                 int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
     const int tall = two || h->points > 1;
@@ -89,7 +97,7 @@ static ALWAYS_INLINE void FN(weight_tiles)(const int two, const int n, const int
                 UNROLL for (int l = 0; l < VL; l++) {
                     const T *from = kernel[l] + c * p->w_in;
                     T copy[CNNX_TAPS + VL];
-                    PREFETCH(from + 8 * p->w_in + part); /* halves the time: too many streams for the hardware */
+                    PREFETCH(from + 8 * p->w_in + part); /* halves the time: streams are too many */
                     if (from > last) { /* never beyond the weights */
                         memcpy(copy, from, (size_t)taps * sizeof(T));
                         from = copy;
@@ -181,6 +189,7 @@ static int FN(meets)(const cnnx_conv *p, int64_t part, int64_t pos)
     return i >= h->part[r].low && i < h->part[r].high && k >= w->part[c].low && k < w->part[c].high;
 }
 
+/* Whether any has: a kernel of fewer taps than a part leaves some out. */
 static int FN(met)(const cnnx_conv *p, int64_t pos)
 {
     int64_t part = 0;
@@ -227,7 +236,8 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
     const int tall = two || h->points > 1;
     const int64_t channels = p->M - m < VL ? p->M - m : VL, area = p->YH * p->YW, each = h->tiles / h->phases;
-    const int64_t j0 = b.c0 * w->tile, all = (b.c1 - b.c0) * w->tile, cols = p->cols - j0 < all ? p->cols - j0 : all;
+    const int64_t j0 = b.c0 * w->tile, all = (b.c1 - b.c0) * w->tile;
+    const int64_t cols = p->cols - j0 < all ? p->cols - j0 : all;
     T lane[VL] = {0};
     for (int64_t c = 0; p->bias && c < channels; c++) lane[c] = ((const T *)p->bias)[g * p->M + m + c];
     const V bias = *(const VU *)lane;
@@ -303,13 +313,14 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
 
     const FN(images) x = FN(inputs)(p, g, 0, p->C);
     for (int64_t c = 0; c < p->C; c += VL)
-        FN(transform_data)[form](&x, c, b, strip, v + c / p->c_step * p->parts * l.v_part + c % p->c_step, l.v_plane,
-                                 l.v_tile, l.v_part);
+        FN(transform_data)[form](&x, c, b, strip, v + c / p->c_step * p->parts * l.v_part + c % p->c_step,
+                                 l.v_plane, l.v_tile, l.v_part);
     for (int64_t s0 = first; s0 < last; s0 += p->m_step) {
         const int64_t s1 = s0 + p->m_step < last ? s0 + p->m_step : last;
         for (int64_t c0 = 0; c0 < p->C; c0 += p->c_step) {
             const int64_t c1 = c0 + p->c_step < p->C ? c0 + p->c_step : p->C;
-            const T *u = p->fused ? own : (const T *)p->packed + g * p->points * l.u_plane + s0 * p->parts * p->C * WN;
+            const T *packed = (const T *)p->packed + g * p->points * l.u_plane + s0 * p->parts * p->C * WN;
+            const T *u = p->fused ? own : packed;
             for (int64_t s = s0; p->fused && s < s1; s++)
                 FN(transform_weights)(p, g, s, c0, c1, own + (s - s0) * p->parts * (c1 - c0) * WN, l.u_plane);
             FN(winograd_product)(p, &l, s0, s1, c0, c1, tiles, v, u, products);

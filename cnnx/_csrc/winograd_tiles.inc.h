@@ -1,7 +1,13 @@
-/* Winograd's minimal filtering, F(4x4, 3x3) and F(3x3, 4x4): its transforms, and the way of the tiles between
- * images and planes. winograd.inc.h and winograd_weight.inc.h do the sums between them.
+/* Winograd's minimal filtering with six points: its transforms, the choice of tiles, and the way of the tiles
+ * between images and planes. winograd.inc.h and winograd_weight.inc.h do the sums between them.
  *
  *   Y = A' [ (G g G') . (B' d B) ] A     for each 6x6 input tile d, 4x4 output tile Y (Lavin and Gray 2015)
+ *
+ * The six points serve every F(tile, taps) with tile + taps = 7, in two dimensions or in one, and B is the
+ * same for all. Other kernels become these: a dilated one sees interleaved images, each with a 3x3 kernel of
+ * its own; a large one is cut into parts of 3 taps, whose products are added before they are transformed back;
+ * a strided one into a part for each phase of the input. A part of a tap less is spared the products of a
+ * point: 3x3 of stride 2 takes (5 + 4)^2 for 16 pixels instead of 144, 5x5 takes (6 + 5)^2 instead of 400.
  *
  * The matrices follow from the points 0, +-a, +-b and infinity. a = 3/4, b = 3/2 gives a quarter of the error
  * of the customary 1 and 2 (1.2e-6 against 4.8e-6 of the largest output at 128 channels): their powers are
@@ -120,7 +126,7 @@ static int FN(cut_axis)(cnnx_axis *a, int64_t tile, int64_t size, int64_t first,
 {
     const int64_t taps = tile > 1 ? 7 - tile : 1;
     int64_t low = 0, high = 0;
-    if ((stride > 1 && apart > 1) || apart > 16 || (tile == 1 && size > 1)) return 0;
+    if ((stride > 1 && apart > 1) || apart > 16 || stride > 16 || (tile == 1 && size > 1)) return 0;
     memset(a, 0, sizeof *a);
     a->size = size;
     a->tap_step = stride;
@@ -183,7 +189,7 @@ static void FN(find_taps)(cnnx_conv *p, const unsigned char *order)
             }
 }
 
-/* The forms that have functions of their own, each an array of them: F(4x4, 3x3), F(5x5, 2x2), F(4, 3), F(3, 4). */
+/* Of arrays of functions, that for F(4x4, 3x3), F(5x5, 2x2), F(4, 3) or F(3, 4). */
 static int FN(form)(const cnnx_conv *p)
 {
     const int64_t tile = p->axis[0].tile * p->axis[1].tile;
@@ -193,14 +199,15 @@ static int FN(form)(const cnnx_conv *p)
 /* Whether it is faster than the direct sum, with `products` of an image and a channel of each side, by the time
  * of a vector's multiply-add: 300 cycles for the transform of 36 vectors to or from a tile, half as much for
  * those of a kernel, and sums at five sixths of the direct ones' rate, for what they read lies further away.
- * Strided 64,16,32,32 -> 32 channels would take 1.1 ms instead of 0.95; 8,256,28,28 -> 256 takes 7.0, not 7.7. */
+ * Strided, 64,16,32,32 -> 32 would take 1.1 ms instead of 0.95; 8,256,28,28 -> 256 takes 7.0, not 7.7. */
 static int FN(fewer_sums)(const cnnx_conv *p, double products)
 {
-    const double c = (double)p->C, m = (double)((p->M + VL - 1) / VL), vectors = (double)((p->C + VL - 1) / VL);
+    const double c = (double)p->C, vectors = (double)((p->C + VL - 1) / VL), m = (double)((p->M + VL - 1) / VL);
     const double tiles = (double)(p->axis[0].tiles * p->axis[1].tiles), parts = (double)p->parts;
     const double pixels = (double)(p->rows * p->cols);
     const double transforms = tiles * (parts * vectors + m) + 0.5 * parts * c * m / (double)p->N;
-    return 1.2 * products * c * m + 600. / 36 * (double)p->points * transforms <= pixels * (double)p->taps * c * m;
+    const double sums = 1.2 * products * c * m;
+    return sums + 600. / 36 * (double)p->points * transforms <= pixels * (double)p->taps * c * m;
 }
 
 /* Refuses (0) kernels that lie in no grid and, unless `forced`, what would be no faster. */
@@ -211,7 +218,8 @@ static int FN(winograd_tiles)(cnnx_conv *p, int forced)
     if (n < 2 || n > CNNX_TAPS || p->pairs) return 0;
     while (across < n && p->dh[across] == p->dh[0]) across++;
     const int64_t down = n / across;
-    const int64_t gap_h = down > 1 ? p->dh[across] - p->dh[0] : 1, gap_w = across > 1 ? p->dw[1] - p->dw[0] : 1;
+    const int64_t gap_h = down > 1 ? p->dh[across] - p->dh[0] : 1;
+    const int64_t gap_w = across > 1 ? p->dw[1] - p->dw[0] : 1;
     const int64_t apart_h = gap_h < 0 ? -gap_h : gap_h, apart_w = gap_w < 0 ? -gap_w : gap_w;
     if (down * across != n || apart_h == 0 || apart_w == 0) return 0;
     p->span = 0;
@@ -230,7 +238,8 @@ static int FN(winograd_tiles)(cnnx_conv *p, int forced)
         if (!FN(cut_axis)(&h, down > 1 ? tile : 1, down, top, apart_h, p->sh, p->rows) ||
             !FN(cut_axis)(&w, across > 1 ? tile : 1, across, left, apart_w, p->sw, p->cols))
             continue;
-        const double products = (double)(h.tiles * FN(axis_positions)(&h)) * (double)(w.tiles * FN(axis_positions)(&w));
+        const double products = (double)h.tiles * (double)w.tiles *
+                                (double)(FN(axis_positions)(&h) * FN(axis_positions)(&w));
         if (fewest > 0 && products >= fewest) continue;
         fewest = products;
         p->axis[0] = h;

@@ -1,8 +1,8 @@
-/* Weight gradient by Winograd's F(3x3, 4x4), with the roles of tile and kernel exchanged:
+/* Weight gradient by Winograd's algorithm, F(3x3, 4x4), with the roles of tile and kernel exchanged:
  *
  *   dW = A' [ sum over tiles of (G y G') . (B' d B) ] A     with y the 4x4 tile of the output's gradient
  *
- * Each of the 36 positions is a matrix product over the tiles:
+ * Each of the 36 positions is a matrix product over the tiles, for each part of the kernel that has it:
  *
  *   sums[pos] (M x C) = grad[pos]' (M x tiles) * data[pos] (tiles x C)
  *
@@ -10,8 +10,9 @@
  * in blocks whose planes stay in the nearer caches. It needs no other task's transforms. Some are made by
  * several tasks; but a transform is about a fifteenth of its products with 128 channels, and no thread waits.
  *
- * Planes: grad[pos*grad_plane + tile*grad_tile + m], data[pos*data_plane + (panel*block + tile)*WN + c],
- * sums[panel*36*sum_plane + pos*sum_plane + m*WN + c], the panels being those of input channels.
+ * Planes: grad[pos*grad_plane + tile*grad_tile + m],
+ * data[pos*data_plane + (part*k_block + panel*WN)*block + tile*WN + c],
+ * sums[((panel*parts + part)*points + pos)*sum_plane + m*WN + c], the panels being those of input channels.
  */
 static int64_t FN(grad_tile)(const cnnx_conv_weight *w) { return FN(odd_lines)(w->m_block + ROWS); }
 
@@ -31,16 +32,18 @@ static int FN(winograd_weight_plan)(cnnx_conv_weight *w, int forced)
         outputs = p->groups * w->m_blocks * w->k_blocks;
         if (outputs > 1 || pieces > 1 || most <= 32) break;
     }
+    w->sum_plane = FN(odd_lines)((w->m_block + ROWS) * WN);
+    const int64_t panel = p->parts * p->points * w->sum_plane, sums = w->k_block / WN * panel;
+    const int64_t room = CNNX_SCRATCH / (outputs * sums * (int64_t)sizeof(T)); /* for the sums of all tasks */
     if (pieces > 16 / outputs) pieces = 16 / outputs;
+    if (pieces > room) pieces = room;
     if (pieces < 1) pieces = 1;
     w->piece = (p->blocks + pieces - 1) / pieces;
     w->pieces = (p->blocks + w->piece - 1) / w->piece;
     w->tasks = w->pieces * outputs;
     w->data_plane = FN(odd_lines)(p->parts * p->block * w->k_block);
     w->grad_plane = FN(odd_lines)(p->block * FN(grad_tile)(w));
-    w->sum_plane = FN(odd_lines)((w->m_block + ROWS) * WN);
     /* Sums lie in `partial` where there are pieces; else one panel's are enough for a task of one block. */
-    const int64_t panel = p->parts * p->points * w->sum_plane, sums = w->k_block / WN * panel;
     const int64_t own = w->pieces > 1 ? 0 : w->piece > 1 ? sums : panel;
     w->partial_size = (size_t)(w->tasks * sums) * sizeof(T);
     w->scratch = (size_t)(p->points * (w->data_plane + w->grad_plane) + own + p->image_size) * sizeof(T);
@@ -141,15 +144,16 @@ static void FN(winograd_weight)(const void *problem, int64_t task, void *scratch
     const FN(images) y = FN(gradients)(p, g, m0, p->M - m0 < w->m_block ? p->M - m0 : w->m_block);
     const int64_t grad_tile = FN(grad_tile)(w), panel = p->parts * p->points * w->sum_plane;
     T *strip = scratch, *data = strip + p->image_size, *grad = data + p->points * w->data_plane;
-    T *sums = w->pieces > 1 ? (T *)w->partial + task * (w->k_block / WN) * panel : grad + p->points * w->grad_plane;
+    T *own = grad + p->points * w->grad_plane;
+    T *sums = w->pieces > 1 ? (T *)w->partial + task * (w->k_block / WN) * panel : own;
     const int form = FN(form)(p);
     const int64_t next = w->pieces > 1 || w->piece > 1 ? panel : 0;
     for (int64_t number = first; number < last; number++) {
         const FN(tiles) b = FN(tiles_at)(p, number);
         const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0);
         for (int64_t c = 0; c < x.channels; c += VL)
-            FN(transform_data)[form](&x, c, b, strip, data + c / WN * p->block * WN + c % WN, w->data_plane, WN,
-                                     p->block * w->k_block);
+            FN(transform_data)[form](&x, c, b, strip, data + c / WN * p->block * WN + c % WN, w->data_plane,
+                                     WN, p->block * w->k_block);
         for (int64_t m = 0; m < y.channels; m += VL)
             FN(transform_grad)[form](&y, m, b, strip, grad + m, w->grad_plane, grad_tile, 0);
         for (int64_t c = 0; c < x.channels; c += WN) {
