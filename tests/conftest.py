@@ -66,6 +66,16 @@ def _compiled(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.skip(reason=WHY_NOT))
 
 
+def has_winograd() -> bool:
+    """Whether this build has Winograd: its compiler must have vector shuffles."""
+    if KERNELS is None:
+        return False
+    before = KERNELS.use_algorithm("winograd")
+    cnnx.conv2d(np.zeros((1, 16, 8, 8), np.float32), np.zeros((16, 16, 3, 3), np.float32))
+    KERNELS.use_algorithm(before)
+    return bool(KERNELS.last_algorithm() == "winograd")
+
+
 @contextmanager
 def forced_isa(name: str) -> Iterator[None]:
     """The compiled kernels in one instruction set."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import KERNELS
+from conftest import KERNELS, has_winograd
 
 import cnnx
 
 BOUND = 2e-5
 FAST: Any = KERNELS
+NO_WINOGRAD = "this build has no Winograd (its compiler has no vector shuffles)"
 
 # x, filters, kernel, and stride, padding, dilation, groups where they are not plain. Tiles have 4,
 # 5 or 3 pixels a side: sizes stand around their multiples, channels around those of the vectors.
@@ -54,6 +55,8 @@ CASES: list[tuple[Any, int, tuple[int, int], dict[str, Any]]] = [
 
 @pytest.fixture
 def forced_winograd(isa: str) -> Iterator[None]:
+    if not has_winograd():
+        pytest.skip(NO_WINOGRAD)
     threads = cnnx.get_num_threads()
     FAST.use_algorithm("winograd")
     yield
@@ -62,12 +65,16 @@ def forced_winograd(isa: str) -> Iterator[None]:
 
 
 def passes(x: Any, weight: Any, grad_out: Any, options: dict[str, Any]) -> list[Any]:
-    """Forward, grad_x and grad_weight, each in a call of its own."""
-    return [
-        cnnx.conv2d(x, weight, **options),
-        cnnx.conv2d_backward(grad_out, x, weight, **options, need=(True, False, False))[0],
-        cnnx.conv2d_backward(grad_out, x, weight, **options, need=(False, True, False))[1],
-    ]
+    """Forward, grad_x and grad_weight; in float32 each must have run by Winograd."""
+    results: list[Any] = []
+    for need in (None, (True, False, False), (False, True, False)):
+        if need is None:
+            results.append(cnnx.conv2d(x, weight, **options))
+        else:
+            gradients = cnnx.conv2d_backward(grad_out, x, weight, **options, need=need)
+            results.append(gradients[need.index(True)])
+        assert x.dtype != np.float32 or FAST.last_algorithm() == "winograd", need
+    return results
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -78,12 +85,9 @@ def test_error_and_bits(case: Any, forced_winograd: None, rng: np.random.Generat
     weight = rng.standard_normal((filters, channels, *kernel), np.float32)
     cnnx.set_num_threads(1)
     out = cnnx.conv2d(x, weight, **options)
-    if FAST.last_algorithm() == "gemm":
-        pytest.skip("this build has no Winograd (its compiler has no vector shuffles)")
     assert FAST.last_algorithm() == "winograd"
     grad_out = rng.standard_normal(out.shape, np.float32)
     one = passes(x, weight, grad_out, options)
-    assert FAST.last_algorithm() == "winograd"
     with cnnx.use_backend("numpy"):
         exact = passes(*(a.astype(np.float64) for a in (x, weight, grad_out)), options)
     for actual, known in zip(one, exact, strict=True):
@@ -95,9 +99,9 @@ def test_error_and_bits(case: Any, forced_winograd: None, rng: np.random.Generat
 
 
 def test_chosen_by_shape(rng: np.random.Generator) -> None:
-    # The layers it was made for take it unasked, and whole numbers tell when it is off.
-    if KERNELS is None:
-        pytest.skip("the compiled kernels are missing")
+    # The layers it was made for take it unasked, and leave it where it is off.
+    if not has_winograd():
+        pytest.skip(NO_WINOGRAD)
     x = rng.standard_normal((4, 64, 27, 27), np.float32)
     before = FAST.set_winograd(True)
     try:
@@ -110,8 +114,6 @@ def test_chosen_by_shape(rng: np.random.Generator) -> None:
             weight = rng.standard_normal((64, 64, *kernel), np.float32)
             cnnx.set_winograd(True)
             cnnx.conv2d(x, weight, **options)
-            if FAST.last_algorithm() == "gemm":
-                pytest.skip("this build has no Winograd (its compiler has no vector shuffles)")
             assert FAST.last_algorithm() == "winograd"
             cnnx.set_winograd(False)
             cnnx.conv2d(x, weight, **options)

@@ -1,8 +1,8 @@
 """The command ``cnnx``: one subcommand a verb, the larger ones in files of their own.
 
-Exit status: 0 when all went well, 1 when a gradient check or a
-grading failed, 2 for a wrong call or a damaged
-file, 130 after Ctrl-C (128 plus the number of the signal, as shells have it).
+Exit status: 0 when all went well, 1 when a gradient check, a grading or the check of an explanation
+failed, 2 for a wrong call or a damaged file, 130 after Ctrl-C (128 plus the number of the signal,
+as shells have it).
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnx.cli._arguments import natural
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -49,9 +51,9 @@ def add_parser(commands: Any) -> None:
     window = "--pool-size", "--kernel-size"
     option(*window, dest="window", type=_size, metavar="N", help="of the window; default: 2")
     option("--stride", type=_size, metavar="N", help="default: the window for pooling, else 1")
-    option("--padding", type=_natural, metavar="N", help="default: 0")
+    option("--padding", type=natural, metavar="N", help="default: 0")
     option("--activation", choices=_ACTIVATIONS, help="of conv, dense, or the net's convolution")
-    option("--seed", type=_natural, metavar="N", help="of the numbers; without it, a known image")
+    option("--seed", type=natural, metavar="N", help="of the numbers; without it, a known image")
     saved = "write .html, .png, .svg, .pdf or .txt instead of printing; may be repeated"
     option("--save", action="append", default=[], type=Path, metavar="FILE", help=saved)
     option("--all", action="store_true", help="every step, in the terminal and in pictures too")
@@ -161,11 +163,4 @@ def _size(text: str) -> int:
     number = int(text)
     if not 1 <= number <= _LARGEST:
         raise argparse.ArgumentTypeError(f"{text} is not within 1 to {_LARGEST}")
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return number

@@ -17,6 +17,7 @@ import numpy as np
 
 import cnnx
 from cnnx._files import atomic_write
+from cnnx.cli._arguments import natural, positive
 from cnnx.data import Dataset, digits, load
 from cnnx.models import MODELS
 from cnnx.training import History, predict
@@ -57,12 +58,12 @@ def add_parser(commands: Any) -> None:
     option = parser.add_argument
     option("--data", metavar="FILE", help="mnist.npz, or a folder with the four IDX files")
     option("--model", choices=sorted(MODELS), help="default: classroom")
-    option("--epochs", type=_positive, metavar="N", help="default: 20 for the digits, else 5")
-    option("--batch-size", type=_positive, metavar="N", help="default: 32 for the digits, else 64")
+    option("--epochs", type=positive, metavar="N", help="default: 20 for the digits, else 5")
+    option("--batch-size", type=positive, metavar="N", help="default: 32 for the digits, else 64")
     option("--lr", type=_rate, metavar="X", help="largest learning rate; default: by optimizer")
     option("--optimizer", choices=sorted(_LEARNING_RATES), help="default: adam")
-    option("--seed", type=_seed, metavar="N", help="of weights and order; default: 0")
-    option("--threads", type=_positive, metavar="N", help="the result does not depend on it")
+    option("--seed", type=natural, metavar="N", help="of weights and order; default: 0")
+    option("--threads", type=positive, metavar="N", help="the result does not depend on it")
     option("--output", type=Path, default=_OUTPUT, metavar="DIR", help=f"default: {_OUTPUT}")
     option("--resume", action="store_true", help="go on with the interrupted training in DIR")
     parser.set_defaults(run=run)
@@ -240,20 +241,6 @@ def _draw(
     except ImportError as error:
         return f"no picture: {error}"
     return f"drew  {file}"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def _rate(text: str) -> float:
