@@ -6,6 +6,9 @@
 #include "gemm.inc.h"
 #include "pack.inc.h"
 #include "conv.inc.h"
+#if defined(BROADCAST)
+#include "conv_broadcast.inc.h"
+#endif
 #include "conv_weight.inc.h"
 #include "rows.inc.h"
 #include "depthwise.inc.h"
@@ -51,6 +54,11 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .depthwise_grad = FN(depthwise_grad),
     .depthwise_weight_plan = FN(depthwise_weight_plan),
     .depthwise_weight = FN(depthwise_weight),
+#endif
+#if defined(BROADCAST)
+    .broadcast_plan = FN(broadcast_plan),
+    .broadcast_weights = FN(broadcast_weights),
+    .broadcast = FN(broadcast),
 #endif
     .direct_plan = FN(direct_plan),
     .direct = FN(direct),

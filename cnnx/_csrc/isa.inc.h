@@ -46,6 +46,20 @@ enum { KC = 256 }; /* depth of a panel: 256 x 24 floats are 24 KiB of the 32 in 
 #define restrict __restrict
 #endif
 
+/* A store past the caches, to a vector in its place: a line that they cannot hold need not be read before it is
+ * written. STREAMED comes before another thread reads it. */
+#if defined(__GNUC__) && defined(__x86_64__)
+#if VECTOR_BYTES == 16
+#define STREAM(p, v) __asm__("movntps %1, %0" : "=m"(*(p)) : "x"(v))
+#else
+#define STREAM(p, v) __asm__("vmovntps %1, %0" : "=m"(*(p)) : "v"(v))
+#endif
+#define STREAMED __asm__ volatile("sfence" ::: "memory")
+#else
+#define STREAM(p, v) (*(p) = (v))
+#define STREAMED
+#endif
+
 #if defined(__GNUC__) && (__GNUC__ >= 12 || defined(__clang__)) /* __builtin_shufflevector */
 #define SHUFFLE
 #endif

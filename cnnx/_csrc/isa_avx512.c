@@ -5,4 +5,5 @@
 #define MR 8
 #define NV 2
 #define WM 8
+#define BROADCAST /* with 16 registers the tile is too small to gain */
 #include "isa.inc.h"

@@ -87,6 +87,7 @@ typedef struct {
     int64_t span, points, parts, block_rows, block_cols, m_step, c_step;
     int64_t top, left, tile_rows;
     int fused;
+    int stream;                    /* x and y exceed the last cache: y is stored past them */
     int64_t plane, image_width, image_size;
     int64_t phases_h, phases_w, extent_h;
     /* conv_plan: pixels are numbered in lines of `line` columns, `area` an image. Tiles that read copies straight away
@@ -238,6 +239,10 @@ typedef struct {
     cnnx_task depthwise_grad;
     int (*depthwise_weight_plan)(cnnx_conv_weight *);
     cnnx_task depthwise_weight;
+    /* Forward with output channels in the lanes. NULL in a table without it; the plan returns 0 where the problem is
+     * another. broadcast_weights runs in place of pack_weights. */
+    int (*broadcast_plan)(cnnx_conv *, int threads);
+    cnnx_task broadcast_weights, broadcast;
     /* The same without packing pixels; 0 where no tap exists. */
     int (*direct_plan)(cnnx_conv *);
     cnnx_task direct;

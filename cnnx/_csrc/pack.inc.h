@@ -177,6 +177,9 @@ static void FN(pack_patches)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t 
         for (int64_t j = q1 - q0; j < width; j++) out[k * ld + j] = 0;
 }
 
+/* Numbers that a call reads and writes exceed what a last cache usually holds. */
+static int FN(streams)(int64_t numbers) { return numbers > (int64_t)(24 << 20) / (int64_t)sizeof(T); }
+
 /* Copies of short rows: cheaper than a call of memcpy. */
 static ALWAYS_INLINE void FN(copy)(const T *restrict from, int64_t n, T *restrict to)
 {
