@@ -41,10 +41,11 @@ static int FN(in_place)(const cnnx_conv *p)
 }
 
 /* Depth that is multiplied at a time: whole channels where they fit, that no copy be made twice. Nothing is copied
- * in place, and sums need not wait for up to twice KC: their panels come from the second level as fast. */
+ * in place, and sums need not wait for up to twice KC: their panels come from the second level as fast. What waits
+ * anyway takes panels that the first level holds. */
 static int64_t FN(depth_block)(const cnnx_conv *p, int64_t taps)
 {
-    if (p->source == CNNX_PLANES) return FN(share)(p->C, 2 * KC);
+    if (p->source == CNNX_PLANES) return p->C > 2 * KC ? FN(share)(p->C, KC) : p->C;
     return taps && taps <= KC ? FN(share)(p->C, KC / taps) * taps : KC;
 }
 

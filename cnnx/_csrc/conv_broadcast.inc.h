@@ -170,18 +170,29 @@ static void FN(broadcast)(const void *problem, int64_t task, void *scratch)
     const FN(span) span = {n, i0 * p->sh, n, (i0 + rows - 1) * p->sh};
     for (int64_t c = 0; c < p->C; c += p->c_step) {
         const int64_t end = c + p->c_step < p->C ? c + p->c_step : p->C, kc = (end - c) * p->taps;
-        const T *source = strip;
-        if (in_place)
+        const T *source = strip, *after = strip; /* what comes after this block */
+        if (in_place) {
             source = (const T *)p->x + (image * p->C + c) * plane + i0 * p->sh * p->W;
-        else
+            if (end < p->C)
+                after = source + (end - c) * plane;
+            else if (task + 1 < p->tasks)
+                after = i0 + rows < p->rows ? source - c * plane + rows * p->sh * p->W
+                                            : (const T *)p->x + (image + 1) * p->C * plane;
+        } else {
             FN(copy_strip)(&copied, g, &span, c, end, strip);
+        }
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < p->line; j += size) {
                 const T *x = source + i * p->sh * ld + j * p->sw;
                 const T *w = (const T *)p->packed + (g * p->panels * p->depth + c * p->taps) * FN(WIDE);
+                const T *next = j + size < p->line ? x + size * p->sw : i + 1 < rows ? x + p->sh * ld - j * p->sw : after;
                 T *to = sums + (i * p->line + j) * FN(WIDE);
-                for (int64_t f = 0; f < p->panels; f++, w += p->depth * FN(WIDE), to += panel)
+                for (int64_t f = 0; f < p->panels; f++, w += p->depth * FN(WIDE), to += panel) {
+                    /* What the next tile reads: each channel's pixels lie a plane apart, where no prefetcher looks. */
+                    for (int64_t k = kc * f / p->panels; in_place && k < kc * (f + 1) / p->panels; k++)
+                        for (int64_t l = 0; l < size * p->sw; l += 64 / (int64_t)sizeof(T)) PREFETCH_FAR(next + offset[k] + l);
                     tile(kc, w, x, offset, c ? NULL : bias + f * FN(WIDE), to);
+                }
             }
     }
     const int dense = p->line == p->cols; /* each row follows the one before */
