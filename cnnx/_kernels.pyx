@@ -9,13 +9,15 @@ the arguments.
 """
 
 import os
+import threading
 
 from cnnx import _threads
 
 cimport cython
 cimport numpy as cnp
+from cpython.pythread cimport PyThread_get_thread_ident
 from cython.parallel cimport prange
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memcmp, memset
 
 cnp.import_array()
@@ -177,13 +179,18 @@ cdef extern from *:
     #endif
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
-    static int64_t cnnx_next(int64_t *counter) { return _InterlockedExchangeAdd64(counter, 1); }
+    static int64_t cnnx_add(int64_t *counter, int64_t n) { return _InterlockedExchangeAdd64(counter, n); }
     #else
-    static int64_t cnnx_next(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+    static int64_t cnnx_add(int64_t *counter, int64_t n) { return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED); }
     #endif
     """
     const int cnnx_openmp
-    int64_t cnnx_next(int64_t *counter) nogil
+    int64_t cnnx_add(int64_t *counter, int64_t n) nogil
+
+cdef extern from "_csrc/watch.h" nogil:
+    ctypedef struct cnnx_watch:
+        int on, stopped
+    int64_t cnnx_look(cnnx_watch *watch)
 
 
 # ---------------------------------------------------------------- instruction sets
@@ -262,34 +269,56 @@ cdef enum:
     COUNTER = 16     # from one thread's counter to the next, two cache lines
 
 
+# The thread that Python hands signals to: the main one, and after a fork the one that forked.
+cdef unsigned long signalled
+
+
+def _find_signalled():
+    global signalled
+    signalled = threading.main_thread().ident
+
+
+_find_signalled()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_find_signalled)
+
+
 cdef int threads_for(int64_t work) except -1:
     return 1 if work < SMALL else _threads.get_num_threads()
 
 
 cdef void share(cnnx_task task, const void *problem, int64_t tasks, int64_t *counters, int64_t mine,
-                int64_t threads, void *scratch) noexcept nogil:
+                int64_t threads, void *scratch, cnnx_watch *watch) noexcept nogil:
     """Run the tasks of thread `mine`, in their order, and then what is left of the other threads'."""
-    cdef int64_t step, owner, end, t
+    cdef int64_t step, owner, end, t, until_look = INT64_MAX if mine else 1
     for step in range(threads):
         owner = (mine + step) % threads
         end = tasks * (owner + 1) // threads
         while True:
-            t = cnnx_next(counters + owner * COUNTER)
+            t = cnnx_add(counters + owner * COUNTER, 1)
             if t >= end:
                 break
+            until_look -= 1
+            if until_look == 0:
+                until_look = cnnx_look(watch)
+                if until_look == 0:
+                    for owner in range(threads):
+                        cnnx_add(counters + owner * COUNTER, tasks)  # nothing is left to anybody
+                    return
             task(problem, t, scratch)
 
 
 cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch, int threads) except -1:
-    """Run all tasks of a problem, each with its own scratch.
+    """Run all tasks of a problem, each with its own scratch; a signal's exception ends it early.
 
     A thread begins with a range of its own, so that from layer to layer it meets the images that lie in
     its caches: two cores that share none relu'd 64,16,32,32 in 0.36 ms in turns, one alone in 0.07.
     """
-    cdef int64_t t
+    cdef int64_t t, first = 0, end
     cdef size_t stride = (scratch + 127) // 128 * 128  # a cache line pair between threads
     cdef char *memory = NULL
     cdef int64_t *counters
+    cdef cnnx_watch watch
     if threads > tasks:
         threads = <int>tasks
     if threads < 1:
@@ -299,18 +328,25 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
         memory = <char *>cnnx_take(size)
         if memory == NULL:
             raise MemoryError(f"cannot allocate {size} bytes of scratch")
+    memset(&watch, 0, sizeof(watch))
+    watch.on = tasks > 1 and PyThread_get_thread_ident() == signalled
     with nogil:
         if threads == 1:
-            for t in range(tasks):
-                task(problem, t, memory)
+            while first < tasks:
+                end = first + min(cnnx_look(&watch), tasks - first)
+                if end == first:
+                    break
+                for t in range(first, end):
+                    task(problem, t, memory)
+                first = end
         else:
             counters = <int64_t *>(memory + stride * <size_t>threads)
             for t in range(threads):
                 counters[t * COUNTER] = tasks * t // threads
             for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                share(task, problem, tasks, counters, t, threads, memory + stride * <size_t>t)
+                share(task, problem, tasks, counters, t, threads, memory + stride * <size_t>t, &watch)
     cnnx_give(memory)
-    return 0
+    return -1 if watch.stopped else 0
 
 
 @cython.final

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +32,7 @@ with warnings.catch_warnings():
     # Without the compiled kernels the import warns, and warnings are errors here. The skips say it.
     warnings.simplefilter("ignore", RuntimeWarning)
     import cnnx
+    from cnnx import _threads
 
 KERNELS: ModuleType | None
 try:
@@ -37,6 +40,8 @@ try:
 except ImportError as error:
     KERNELS = None
     WHY_NOT = f"cnnx._kernels cannot be imported: {error}"
+
+needs_kernels = pytest.mark.skipif(KERNELS is None, reason="the compiled kernels are missing")
 
 ISAS: tuple[str, ...] = () if KERNELS is None else tuple(KERNELS.available_isas())
 
@@ -87,6 +92,34 @@ def forced_isa(name: str) -> Iterator[None]:
         finally:
             KERNELS.use_isa(previous)
             KERNELS.set_winograd(winograd)
+
+
+def in_threads(jobs: list[Callable[[], object]]) -> None:
+    """Run jobs at once, from one signal on, and raise what they raise."""
+    barrier = threading.Barrier(len(jobs))
+
+    def run(job: Callable[[], object]) -> None:
+        barrier.wait(60)
+        job()
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for future in [pool.submit(run, job) for job in jobs]:
+            future.result(timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test sets holds for it alone."""
+    monkeypatch.setattr(_threads, "_num_threads", _threads._num_threads)
+    monkeypatch.setattr(_threads, "_reason", _threads._reason)
+
+
+@pytest.fixture
+def compiled() -> Iterator[ModuleType]:
+    """The compiled kernels, in use."""
+    assert KERNELS is not None
+    with cnnx.use_backend("compiled"):
+        yield KERNELS
 
 
 @pytest.fixture(params=[_compiled("compiled"), "numpy"])

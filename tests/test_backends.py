@@ -18,7 +18,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-from conftest import ISAS, KERNELS, forced_isa, has_winograd
+from conftest import ISAS, KERNELS, forced_isa, has_winograd, needs_kernels
 from fresh import complaint, printed, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +28,6 @@ from tolerances import assert_close
 import cnnx
 from cnnx import _config, _dispatch, _fallback
 
-needs_kernels = pytest.mark.skipif(KERNELS is None, reason="the compiled kernels are missing")
 KERNELS_MODULE: Any = KERNELS
 
 # What the compiled kernels have beside the functions of a backend.

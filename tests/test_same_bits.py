@@ -1,0 +1,62 @@
+"""The same bits for any number of threads."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from calls import call_id
+from conftest import needs_kernels
+from split import CONVOLUTIONS, SPLIT, bits, random
+
+import cnnx
+from cnnx import _threads
+
+COUNTS = [2, 3, 5, 8]  # against 1
+
+
+def test_every_function_is_split_here() -> None:
+    names = {call.name for calls in SPLIT.values() for call in calls}
+    # conv_backward is conv2d_backward and an activation's, and takes no arrays but dout.
+    assert names == set(cnnx.functional.__all__) - {"conv_backward"}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", SPLIT)
+def test_same_bits(
+    name: str, dtype: Any, compiled: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def threads() -> int:
+        nonlocal asked
+        asked += 1
+        return count
+
+    # The kernels ask only where there is enough work to split: this test must stand on that.
+    monkeypatch.setattr(_threads, "get_num_threads", threads)
+    for call in SPLIT[name]:
+        arrays, count, asked = random(call, dtype), 1, 0
+        one = bits(call(arrays))
+        assert asked, f"{call_id(call)} is too small to be split"
+        for count in COUNTS:
+            for _ in range(2):  # which thread comes first is chance
+                assert bits(call(arrays)) == one, f"{call_id(call)} with {count} threads"
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_same_bits_without_winograd(name: str, compiled: ModuleType) -> None:
+    before = compiled.set_winograd(False)
+    try:
+        for call in CONVOLUTIONS[name]:
+            arrays = random(call, np.float32)
+            cnnx.set_num_threads(1)
+            one = bits(call(arrays))
+            for count in COUNTS:
+                cnnx.set_num_threads(count)
+                assert bits(call(arrays)) == one, f"{call_id(call)} with {count} threads"
+    finally:
+        compiled.set_winograd(before)
