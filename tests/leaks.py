@@ -1,7 +1,7 @@
 """How much memory many small calls leave behind, of every operation, and of calls that raise.
 
-``python -m tests.leaks --calls 100000`` prints what each added to the process, and fails above 1 MiB.
-`test_leaks` runs it with fewer.
+``python -m tests.leaks --calls 100000`` prints what each added to the process, and fails above
+1 MiB. `test_leaks` runs it with fewer.
 """
 
 from __future__ import annotations
