@@ -7,6 +7,7 @@ path of the kernels.
 
 from __future__ import annotations
 
+import sys
 from math import isqrt, prod
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class Sizes(NamedTuple):
     kernel: Any = pairs
     stride: Any = pairs
     dilation: Any = st.tuples(st.integers(1, 2), small)
+    padding: Any = st.integers(0, 3)
 
 
 _square = st.integers(1, 7).map(lambda k: (k, k))
@@ -73,6 +75,11 @@ SIZES = (
           st.tuples(st.integers(3, 30), st.integers(3, 30)), st.just((3, 3)), _plain, _plain),
     Sizes(st.integers(1, 3), st.integers(1, 40), st.just(1), st.integers(1, 2),
           st.tuples(st.integers(1, 40), st.integers(1, 40)), _square, _steps, _plain),
+    # Taps so far apart that no copy of the rows between them is made.
+    Sizes(st.integers(1, 2), st.integers(1, 2), st.integers(1, 30), st.integers(1, 20),
+          st.tuples(st.integers(1, 40), st.integers(1, 90)), st.one_of(pairs, _square),
+          st.tuples(st.integers(1, 3), st.integers(1, 40)),
+          st.tuples(st.integers(1, 120), st.integers(1, 120)), st.integers(0, 120)),
 )  # fmt: skip
 
 
@@ -132,8 +139,8 @@ def convolutions(
     hw = draw(sizes.hw)
     pads = []
     for size in (hw[0], hw[0], hw[1], hw[1]):
-        most = {"reflect": size - 1, "circular": size}.get(mode, 3)
-        pads.append(draw(st.integers(0, min(3, most))))
+        most = {"reflect": size - 1, "circular": size}.get(mode, sys.maxsize)
+        pads.append(min(most, draw(sizes.padding)))
     out_hw = [
         naive.conv_size(hw[a], kernel[a], stride[a], pads[2 * a], pads[2 * a + 1], dilation[a])
         for a in (0, 1)
@@ -200,10 +207,11 @@ def transposed_convolutions(
     images, groups, inner, outer = map(draw, (sizes.images, sizes.groups, sizes.inner, sizes.outer))
     extra = tuple(draw(st.integers(0, max(stride[a], dilation[a]) - 1)) for a in (0, 1))
     full = [(hw[a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
-    pads = [draw(st.integers(0, 3)) for _ in range(4)]
+    pads = [draw(sizes.padding) for _ in range(4)]
     out_hw = [full[a] - pads[2 * a] - pads[2 * a + 1] + extra[a] for a in (0, 1)]
     assume(min(out_hw) >= 1)
     assume(images * groups * inner * outer * prod(kernel) * prod(hw) <= PRODUCTS)
+    assume(images * groups * outer * prod(out_hw) <= PRODUCTS)
     rng = np.random.default_rng(draw(seeds))
     terms = max(max(inner, outer) * prod(kernel), images * prod(hw), images * prod(out_hw))
     high = exact_high(terms) if large_numbers else 3

@@ -74,6 +74,11 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "depthwise_strided": (_IMAGE, (4, 1, 3, 3), {"padding": 1, "groups": 4, "stride": 2}),
     "depthwise_large": (_IMAGE, (4, 1, 5, 5), {"padding": 2, "groups": 4}),
     "grouped_dilated": (_IMAGE, (6, 2, 3, 3), {"padding": 2, "groups": 2, "dilation": 2}),
+    "far_taps": (
+        (2, 3, 4),
+        (5, 3, 2, 3),
+        {"padding": (5, 41), "stride": (2, 35), "dilation": (5, 40)},
+    ),
     "many_channels": ((1, 40, 3), (40, 40, 3, 3), {"padding": 1}),
 }
 
