@@ -7,6 +7,7 @@ Everything here is float64, or np.longdouble where the inputs are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -220,6 +221,95 @@ def conv_transpose2d_backward(
     return grad_x, grad_weight, grad_out.sum(axis=(0, 2, 3))
 
 
+# ---------------------------------------------------------------------------- a loop over the taps
+#
+# The same for images too large for seven loops: one product of matrices for each tap of the kernel
+# and each group. `test_fuzz` holds these against the seven.
+
+
+def _positions(
+    size: int, out: int, kernel: int, stride: int, before: int, dilation: int, mode: str
+) -> Any:
+    """For each tap and output of an axis, which pixel it meets; `size` where that is a zero."""
+    table = np.full((kernel, out), size)
+    for k, i in np.ndindex(kernel, out):
+        pixel = source(i * stride - before + k * dilation, size, mode)
+        table[k, i] = size if pixel is None else pixel
+    return table
+
+
+def _tap_tables(
+    x: Any, weight: Any, out_hw: Pair, stride: Pair, pads: Pads, dilation: Pair, mode: str
+) -> tuple[Any, Any]:
+    rows, columns = (
+        _positions(
+            x.shape[2 + a], out_hw[a], weight.shape[2 + a], stride[a], pads[2 * a], dilation[a],
+            mode,
+        )
+        for a in (0, 1)
+    )  # fmt: skip
+    return rows, columns
+
+
+def _groups(groups: int, *channels: int) -> Iterator[tuple[slice, ...]]:
+    """For each group, its part of each of these numbers of channels."""
+    for g in range(groups):
+        yield tuple(slice(g * c // groups, (g + 1) * c // groups) for c in channels)
+
+
+def conv2d_by_taps(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    out_hw: Pair,
+    stride: Pair = (1, 1),
+    pads: Pads = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    mode: str = "zeros",
+) -> Any:
+    """What `conv2d` gives; only the first out_hw outputs."""
+    rows, columns = _tap_tables(x, weight, out_hw, stride, pads, dilation, mode)
+    framed = np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1)))  # the zero that the tables name
+    out = _zeros((x.shape[0], weight.shape[0], *out_hw), x, weight)
+    if bias is not None:
+        out += np.reshape(bias, (-1, 1, 1))
+    for k, m in np.ndindex(*weight.shape[2:]):
+        pixels = framed[:, :, rows[k]][:, :, :, columns[m]]
+        for inner, outer in _groups(groups, x.shape[1], weight.shape[0]):
+            product = np.tensordot(weight[outer, :, k, m], pixels[:, inner], (1, 1))
+            out[:, outer] += np.moveaxis(product, 0, 1)
+    return out
+
+
+def conv2d_backward_by_taps(
+    grad_out: Any,
+    x: Any,
+    weight: Any,
+    stride: Pair = (1, 1),
+    pads: Pads = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    mode: str = "zeros",
+) -> tuple[Any, Any, Any]:
+    """What `conv2d_backward` gives."""
+    rows, columns = _tap_tables(x, weight, grad_out.shape[2:], stride, pads, dilation, mode)
+    framed = np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    grad_x, grad_weight = _zeros(framed.shape, x), _zeros(weight.shape, weight)
+    for k, m in np.ndindex(*weight.shape[2:]):
+        pixels = framed[:, :, rows[k]][:, :, :, columns[m]]
+        for inner, outer in _groups(groups, x.shape[1], weight.shape[0]):
+            axes = (0, 2, 3)
+            grad_weight[outer, :, k, m] = np.tensordot(
+                grad_out[:, outer], pixels[:, inner], (axes, axes)
+            )
+            spread = np.moveaxis(
+                np.tensordot(weight[outer, :, k, m], grad_out[:, outer], (0, 1)), 0, 1
+            )
+            np.add.at(grad_x[:, inner], np.s_[:, :, rows[k][:, None], columns[m]], spread)
+    return grad_x[:, :, :-1, :-1], grad_weight, grad_out.sum(axis=(0, 2, 3))
+
+
 def pool_size(
     size: int, window: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool
 ) -> int:
@@ -357,6 +447,98 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
         for i in range(x.shape[1]):
             out[n, o] += x[n, i] * weight[i, o]
     return out
+
+
+# ---------------------------------------------------------------------------- formulas
+
+
+def _sigmoid(v: float) -> float:
+    return 1 / (1 + math.exp(-v)) if v >= 0 else math.exp(v) / (1 + math.exp(v))
+
+
+def _normal_cdf(v: float) -> float:
+    return 0.5 * math.erfc(-v / math.sqrt(2))
+
+
+def _normal_pdf(v: float) -> float:
+    return math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
+
+
+def _silu_slope(v: float) -> float:
+    return _sigmoid(v) * (1 + v * (1 - _sigmoid(v)))
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    # name: value and slope at v
+    "relu": (lambda v: max(v, 0.0), lambda v: float(v > 0)),
+    "leaky_relu": (lambda v: v if v > 0 else 0.01 * v, lambda v: 1.0 if v > 0 else 0.01),
+    "relu6": (lambda v: min(max(v, 0.0), 6.0), lambda v: float(0 < v < 6)),
+    "sigmoid": (_sigmoid, lambda v: _sigmoid(v) * _sigmoid(-v)),
+    "tanh": (math.tanh, lambda v: 1 / math.cosh(v) ** 2),
+    "gelu": (lambda v: v * _normal_cdf(v), lambda v: _normal_cdf(v) + v * _normal_pdf(v)),
+    "silu": (lambda v: v * _sigmoid(v), _silu_slope),
+}
+
+
+def softmax(x: Any, log: bool = False) -> Any:
+    """Of each row, or its logarithm, with the largest number taken off first."""
+    out = _zeros(x.shape, x)
+    for row in range(len(x)):
+        shifted = x[row] - x[row].max()
+        total = sum(np.exp(shifted))
+        out[row] = shifted - np.log(total) if log else np.exp(shifted) / total
+    return out
+
+
+def softmax_backward(grad_out: Any, x: Any, log: bool = False) -> Any:
+    """The gradient of sum(grad_out * softmax(x, log)), with the whole Jacobian of each row."""
+    grad_x, y = _zeros(x.shape, x), softmax(x)
+    for row, k, j in np.ndindex(*x.shape, x.shape[1]):
+        slope = (k == j) - y[row, j]  # d log y[k] / d x[j]
+        grad_x[row, j] += grad_out[row, k] * (slope if log else y[row, k] * slope)
+    return grad_x
+
+
+def cross_entropy(x: Any, target: Any, smoothing: float) -> tuple[Any, Any]:
+    """The mean over rows of -sum(t * log(softmax(x))) and its gradient; t is the smooth target."""
+    wanted = (1 - smoothing) * target + smoothing / x.shape[1]
+    share = wanted / len(x)
+    return -sum((share * softmax(x, log=True)).ravel()), softmax_backward(-share, x, log=True)
+
+
+def batch_norm2d(
+    x: Any, weight: Any, bias: Any, mean: Any = None, var: Any = None, eps: float = 1e-5
+) -> tuple[Any, Any, Any]:
+    """(x - mean) / sqrt(var + eps) * weight + bias, and the mean and (biased) variance it took."""
+    out, means, variances = _zeros(x.shape, x), _zeros(x.shape[1:2], x), _zeros(x.shape[1:2], x)
+    for c in range(x.shape[1]):
+        pixels = x[:, c]
+        means[c] = pixels.mean() if mean is None else mean[c]
+        variances[c] = ((pixels - means[c]) ** 2).mean() if var is None else var[c]
+        out[:, c] = (pixels - means[c]) / np.sqrt(variances[c] + eps) * weight[c] + bias[c]
+    return out, means, variances
+
+
+def batch_norm2d_backward(
+    grad_out: Any, x: Any, weight: Any, mean: Any = None, var: Any = None, eps: float = 1e-5
+) -> tuple[Any, Any, Any]:
+    """The gradients in x, weight and bias; without mean and var they are x's own, and depend on it.
+
+    With u = (x - mean) / root the chain rule goes through the variance and the mean one by one.
+    """
+    _, means, variances = batch_norm2d(x, weight, weight, mean, var, eps)
+    grad_x, grad_weight, grad_bias = (_zeros(a.shape, x) for a in (x, weight, weight))
+    for c in range(x.shape[1]):
+        root = np.sqrt(variances[c] + eps)
+        centred, grad = x[:, c] - means[c], grad_out[:, c] * weight[c]
+        grad_weight[c], grad_bias[c] = (grad_out[:, c] * centred / root).sum(), grad_out[:, c].sum()
+        grad_centred = grad / root
+        if mean is None:
+            grad_var = (grad * centred).sum() * -0.5 / root**3
+            grad_centred += grad_var * 2 * centred / centred.size
+            grad_centred -= grad_centred.mean()  # what the mean takes off
+        grad_x[:, c] = grad_centred
+    return grad_x, grad_weight, grad_bias
 
 
 def complex_step(f: Callable[[Any], Any], x: Any, grad_out: Any) -> Any:

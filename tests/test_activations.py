@@ -7,47 +7,20 @@ gradients against the complex step, which is exact to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import naive
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from tolerances import assert_close
+from tolerances import ACTIVATION_ROUNDINGS, assert_close
 
 import cnnx
 
 INF, NAN = float("inf"), float("nan")
 
 
-def sigmoid(v: float) -> float:
-    return 1 / (1 + math.exp(-v)) if v >= 0 else math.exp(v) / (1 + math.exp(v))
-
-
-def normal_cdf(v: float) -> float:
-    return 0.5 * math.erfc(-v / math.sqrt(2))
-
-
-def normal_pdf(v: float) -> float:
-    return math.exp(-v * v / 2) / math.sqrt(2 * math.pi)
-
-
-def silu_slope(v: float) -> float:
-    return sigmoid(v) * (1 + v * (1 - sigmoid(v)))
-
-
-FORMULAS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
-    # name: (value, slope)
-    "relu": (lambda v: max(v, 0.0), lambda v: float(v > 0)),
-    "leaky_relu": (lambda v: v if v > 0 else 0.01 * v, lambda v: 1.0 if v > 0 else 0.01),
-    "relu6": (lambda v: min(max(v, 0.0), 6.0), lambda v: float(0 < v < 6)),
-    "sigmoid": (sigmoid, lambda v: sigmoid(v) * sigmoid(-v)),
-    "tanh": (math.tanh, lambda v: 1 / math.cosh(v) ** 2),
-    "gelu": (lambda v: v * normal_cdf(v), lambda v: normal_cdf(v) + v * normal_pdf(v)),
-    "silu": (lambda v: v * sigmoid(v), silu_slope),
-}
-each_activation = pytest.mark.parametrize("name", FORMULAS)
+each_activation = pytest.mark.parametrize("name", naive.ACTIVATIONS)
 
 
 def call(name: str, *arrays: Any, **options: Any) -> Any:
@@ -62,29 +35,15 @@ def samples(dtype: Any, size: int) -> Any:
     return values.astype(dtype)
 
 
-# Roundings a value may be off by, in half-units of the last place of 1 (its slope likewise). The
-# exponential, erf and tanh of a vector library are good to 1 or 2 units (4 half-units), and a sum,
-# a quotient and a product come on top; 1 - tanh**2 and the slopes add two of those.
-ROUNDINGS = {
-    "relu": 0,
-    "relu6": 0,
-    "leaky_relu": 2,
-    "sigmoid": 8,
-    "tanh": 8,
-    "gelu": 10,
-    "silu": 10,
-}
-
-
 @each_activation
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 31, 1000])
 def test_value(name: str, size: int, implementation: str, dtype: Any) -> None:
     x = samples(dtype, size)
     out = call(name, x)
     assert out.dtype == dtype and out.shape == x.shape
-    expected = np.array([FORMULAS[name][0](float(v)) for v in x])
+    expected = np.array([naive.ACTIVATIONS[name][0](float(v)) for v in x])
     scale = max(1.0, float(np.abs(x).max()))
-    assert_close(out, expected, ROUNDINGS[name], scale)
+    assert_close(out, expected, ACTIVATION_ROUNDINGS[name], scale)
 
 
 @each_activation
@@ -94,9 +53,11 @@ def test_slope(name: str, size: int, implementation: str, dtype: Any) -> None:
     grad_out = samples(dtype, size)[::-1].copy()
     grad_x = call(f"{name}_backward", grad_out, x)
     assert grad_x.dtype == dtype and grad_x.shape == x.shape
-    slope = np.array([FORMULAS[name][1](float(v)) for v in x])
+    slope = np.array([naive.ACTIVATIONS[name][1](float(v)) for v in x])
     scale = max(1.0, float(np.abs(x).max())) * float(np.abs(grad_out).max())
-    assert_close(grad_x, grad_out.astype(np.float64) * slope, 2 * ROUNDINGS[name] + 2, scale)
+    assert_close(
+        grad_x, grad_out.astype(np.float64) * slope, 2 * ACTIVATION_ROUNDINGS[name] + 2, scale
+    )
 
 
 @each_activation

@@ -257,6 +257,19 @@ CASES += [
     Case("1x1_deep", (5, 7), (1, 1), channels=530, filters=9, images=3),
     Case("1x1_deep_at_once", (5, 7), (1, 1), channels=300, filters=17, images=8),
 ]
+# Taps so far apart that the rows between them are not copied: patches are packed pixel by pixel, in
+# blocks of the depth that begin inside a channel.
+CASES += [
+    Case("far_taps", (13, 90), (3, 3), (2, 35), (2, 2, 41, 40), (2, 40), channels=9, filters=9),
+    Case(
+        "far_taps_deep", (19, 90), (17, 17), (1, 40), (1, 2, 3, 4), (1, 3),
+        channels=2, filters=3, images=1,
+    ),
+    Case(
+        "gradient_of_far_taps", (30, 40), (3, 3), (1, 1), (82, 83, 80, 80), (95, 95),
+        channels=25, images=1,
+    ),
+]  # fmt: skip
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 

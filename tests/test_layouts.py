@@ -6,12 +6,12 @@ negatively strided, strided, read-only, misaligned, byte-swapped, broadcast or a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from calls import CALLS, Call, call_id
+from layouts import LAYOUTS
 from numpy.testing import assert_array_equal
 
 import cnnx
@@ -23,63 +23,6 @@ def test_table_is_complete() -> None:
     missing = set(cnnx.functional.__all__) - {call.name for call in CALLS}
     # conv_backward takes no arrays but dout and a cache that only conv_forward can make.
     assert missing == {"conv_backward"}
-
-
-def _negative(array: Any) -> Any:
-    return array[(slice(None, None, -1),) * array.ndim].copy()[
-        (slice(None, None, -1),) * array.ndim
-    ]
-
-
-def _spread(array: Any) -> Any:
-    """Every second element of an array twice as wide; NaN stands between."""
-    wide = np.full((*array.shape[:-1], array.shape[-1] * 2), np.nan, array.dtype)
-    wide[..., ::2] = array
-    return wide[..., ::2]
-
-
-def _window(array: Any) -> Any:
-    """The inside of an array with a rim of NaN."""
-    inside = (slice(1, -1),) * array.ndim
-    framed = np.full([size + 2 for size in array.shape], np.nan, array.dtype)
-    framed[inside] = array
-    return framed[inside]
-
-
-def _read_only(array: Any) -> Any:
-    copy = array.copy()
-    copy.flags.writeable = False
-    return copy
-
-
-def _misaligned(array: Any) -> Any:
-    buffer = np.zeros(array.nbytes + 1, np.uint8)
-    moved = buffer[1:].view(array.dtype).reshape(array.shape)
-    moved[...] = array
-    assert not moved.flags.aligned
-    return moved
-
-
-def _swapped(array: Any) -> Any:
-    swapped = array.astype(array.dtype.newbyteorder("S"))
-    assert not swapped.dtype.isnative
-    return swapped
-
-
-class Subclass(np.ndarray):
-    """An array with another name."""
-
-
-LAYOUTS: dict[str, Callable[[Any], Any]] = {
-    "fortran": np.asfortranarray,
-    "negative_strides": _negative,
-    "every_second_element": _spread,
-    "inside_of_a_frame": _window,
-    "read_only": _read_only,
-    "misaligned": _misaligned,
-    "byte_swapped": _swapped,
-    "subclass": lambda array: array.copy().view(Subclass),
-}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -100,7 +43,9 @@ def test_layout(call: Call, layout: str, backend: str, dtype: Any) -> None:
 @each_call
 def test_all_at_once(call: Call, backend: str, dtype: Any) -> None:
     arrays = call.arrays(dtype)
-    moved = {name: _swapped(_negative(_spread(array))) for name, array in arrays.items()}
+    moved = dict(arrays)
+    for layout in ("every_second_element", "negative_strides", "byte_swapped"):
+        moved = {name: LAYOUTS[layout](array) for name, array in moved.items()}
     for result, known in zip(call(moved), call(arrays), strict=True):
         assert_array_equal(result, known)
 

@@ -6,7 +6,7 @@ translation, and what the padding modes, groups and dilations are worth in terms
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import naive
 import numpy as np
@@ -14,76 +14,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from strategies import (
+    ALL_MODES,
+    Conv,
+    Pool,
+    Transposed,
+    convolutions,
+    poolings,
+    transposed_convolutions,
+)
 from tolerances import assert_close
 
 import cnnx
-
-small = st.integers(1, 3)
-pairs = st.tuples(small, small)
-
-
-class Conv(NamedTuple):
-    """A convolution that has an output, with whole-number arrays."""
-
-    x: Any
-    weight: Any
-    bias: Any
-    grad_out: Any
-    stride: naive.Pair
-    pads: naive.Pads
-    dilation: naive.Pair
-    groups: int
-    mode: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """As conv2d wants them."""
-        top, bottom, left, right = self.pads
-        return {
-            "stride": self.stride,
-            "padding": ((top, bottom), (left, right)),
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "padding_mode": self.mode,
-        }
-
-    @property
-    def geometry(self) -> tuple[Any, ...]:
-        """As the loops want them."""
-        return self.stride, self.pads, self.dilation, self.groups, self.mode
-
-
-@st.composite
-def convolutions(draw: st.DrawFn, modes: tuple[str, ...] = ("zeros",)) -> Conv:
-    mode = draw(st.sampled_from(modes))
-    groups = draw(st.integers(1, 3))
-    stride, dilation, kernel = draw(pairs), draw(st.tuples(st.integers(1, 2), small)), draw(pairs)
-    hw = draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
-    pads = []
-    for size in (hw[0], hw[0], hw[1], hw[1]):
-        most = {"reflect": size - 1, "circular": size}.get(mode, 3)
-        pads.append(draw(st.integers(0, min(3, most))))
-    out_hw = [
-        naive.conv_size(hw[a], kernel[a], stride[a], pads[2 * a], pads[2 * a + 1], dilation[a])
-        for a in (0, 1)
-    ]
-    assume(min(out_hw) >= 1)
-    images, inner, outer = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(small)
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return Conv(
-        naive.integers(rng, (images, groups * inner, *hw)),
-        naive.integers(rng, (groups * outer, inner, *kernel)),
-        naive.integers(rng, (groups * outer,)),
-        naive.integers(rng, (images, groups * outer, *out_hw)),
-        stride,
-        (pads[0], pads[1], pads[2], pads[3]),
-        dilation,
-        groups,
-        mode,
-    )
-
-
-ALL_MODES = ("zeros", "zeros", "reflect", "replicate", "circular")
 
 
 @given(case=convolutions(ALL_MODES))
@@ -225,75 +167,21 @@ def test_images_do_not_mix(case: Conv, implementation: str) -> None:
 # ---------------------------------------------------------------------------- transposed
 
 
-@given(
-    hw=pairs, kernel=pairs, stride=pairs, dilation=pairs, groups=st.integers(1, 2),
-    seed=st.integers(0, 2**32 - 1), data=st.data(),
-)  # fmt: skip
-def test_transposed_conv_is_loops(
-    hw: Any, kernel: Any, stride: Any, dilation: Any, groups: int, seed: int, data: st.DataObject,
-    implementation: str,
-) -> None:  # fmt: skip
-    extra = tuple(data.draw(st.integers(0, max(stride[a], dilation[a]) - 1)) for a in (0, 1))
-    full = [(hw[a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
-    pads: Any = [data.draw(st.integers(0, 3)) for _ in range(4)]
-    assume(all(full[a] - pads[2 * a] - pads[2 * a + 1] + extra[a] >= 1 for a in (0, 1)))
-    rng = np.random.default_rng(seed)
-    x = naive.integers(rng, (2, 2 * groups, *hw))
-    weight = naive.integers(rng, (2 * groups, 3, *kernel))
-    bias = naive.integers(rng, (3 * groups,))
-    expected = naive.conv_transpose2d(x, weight, bias, stride, pads, extra, groups, dilation)
-    options: dict[str, Any] = {
-        "stride": stride, "padding": (pads[:2], pads[2:]), "output_padding": extra,
-        "groups": groups, "dilation": dilation,
-    }  # fmt: skip
-    assert_array_equal(cnnx.conv_transpose2d(x, weight, bias, **options), expected)
-    grad_out = naive.integers(rng, expected.shape)
-    known = naive.conv_transpose2d_backward(grad_out, x, weight, stride, pads, groups, dilation)
+@given(case=transposed_convolutions())
+def test_transposed_conv_is_loops(case: Transposed, implementation: str) -> None:
+    x, weight, bias, grad_out = case.x, case.weight, case.bias, case.grad_out
+    expected = naive.conv_transpose2d(x, weight, bias, *case.geometry)
+    assert_array_equal(cnnx.conv_transpose2d(x, weight, bias, **case.options), expected)
+    known = naive.conv_transpose2d_backward(
+        grad_out, x, weight, case.stride, case.pads, case.groups, case.dilation
+    )
     for grad, wanted in zip(
-        cnnx.conv_transpose2d_backward(grad_out, x, weight, **options), known, strict=True
+        cnnx.conv_transpose2d_backward(grad_out, x, weight, **case.options), known, strict=True
     ):
         assert_array_equal(grad, wanted)
 
 
 # ---------------------------------------------------------------------------- pooling
-
-
-class Pool(NamedTuple):
-    """A pooling that has an output and in which every window sees a pixel."""
-
-    x: Any
-    window: naive.Pair
-    stride: naive.Pair
-    pads: naive.Pads
-    dilation: naive.Pair
-    ceil_mode: bool
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """As both poolings want them."""
-        top, bottom, left, right = self.pads
-        return {
-            "pool_size": self.window,
-            "stride": self.stride,
-            "padding": ((top, bottom), (left, right)),
-            "ceil_mode": self.ceil_mode,
-        }
-
-
-@st.composite
-def poolings(draw: st.DrawFn, most_dilation: int = 1) -> Pool:
-    hw = draw(st.tuples(st.integers(1, 9), st.integers(1, 20)))
-    window, stride = draw(pairs), draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    dilation = draw(st.tuples(st.integers(1, most_dilation), st.integers(1, most_dilation)))
-    ceil_mode = draw(st.booleans())
-    pads = [draw(st.integers(0, dilation[a] * (window[a] - 1))) for a in (0, 0, 1, 1)]
-    for a in (0, 1):
-        assume(dilation[a] <= hw[a])  # or a dilated window could step over the whole image
-        rest = (*pads[2 * a : 2 * a + 2], dilation[a], ceil_mode)
-        assume(naive.pool_size(hw[a], window[a], stride[a], *rest) >= 1)
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    x = naive.integers(rng, (2, 2, *hw))
-    return Pool(x, window, stride, (pads[0], pads[1], pads[2], pads[3]), dilation, ceil_mode)
 
 
 @given(case=poolings(most_dilation=3), with_nan=st.booleans())

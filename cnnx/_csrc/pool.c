@@ -35,6 +35,16 @@ static void system_give(void *p) { free(p); }
 __attribute__((constructor)) static void guard_fork(void) { pthread_atfork(enter, leave, leave); }
 #endif
 
+/* AddressSanitizer knows nothing of recycled memory: it is told what of a block may be touched. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define FORBID(p, bytes) ASAN_POISON_MEMORY_REGION(p, bytes)
+#define ALLOW(p, bytes) ASAN_UNPOISON_MEMORY_REGION(p, bytes)
+#else
+#define FORBID(p, bytes) ((void)0)
+#define ALLOW(p, bytes) ((void)0)
+#endif
+
 /* The header before each block: 64 bytes, so that the block keeps its alignment. */
 typedef struct header {
     struct header *next;
@@ -110,13 +120,17 @@ void *cnnx_take(size_t bytes)
     stats.in_use += size;
     if (stats.in_use > stats.peak) stats.peak = stats.in_use;
     leave();
-    return (char *)h + HEADER;
+    char *block = (char *)h + HEADER;
+    ALLOW(block, bytes);
+    FORBID(block + bytes, size - HEADER - bytes);
+    return block;
 }
 
 void cnnx_give(void *block)
 {
     if (!block) return;
     header *h = (header *)((char *)block - HEADER);
+    FORBID(block, h->size - HEADER);
     enter();
     stats.in_use -= h->size;
     const int keep = stats.cached + h->size <= stats.limit;
