@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._files import atomic_write
+from cnnx._npz import read_npz
 
 _ARRAY = "array in this file"
 _TREE = "tree.json"
@@ -33,13 +32,15 @@ def write_tree(path: str | os.PathLike[str], tree: dict[str, Any]) -> None:
 
 def read_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what :func:`write_tree` wrote; ValueError where the file is something else."""
+    with open(path, "rb") as file:  # whole: what fails after this is the content's fault
+        content = file.read()
     try:
-        if not zipfile.is_zipfile(path):  # np.load reads other formats too
-            raise ValueError("not a zip archive")
-        with np.load(path, allow_pickle=False) as archive:
-            tree: dict[str, Any] = _with_arrays(json.loads(archive[_TREE].tobytes()), archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a whole checkpoint: {error}") from error
+        arrays = read_npz(content)
+        tree = _with_arrays(json.loads(arrays[_TREE].tobytes()), arrays)
+        if not isinstance(tree, dict):
+            raise TypeError(f"{_TREE} holds a {type(tree).__name__}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{os.fsdecode(path)} is not a whole checkpoint: {error}") from error
     return tree
 
 
@@ -55,7 +56,7 @@ def _without_arrays(node: Any, name: str, arrays: dict[str, NDArray[Any]]) -> An
     return node.item() if isinstance(node, np.generic) else node
 
 
-def _with_arrays(node: Any, archive: Any) -> Any:
+def _with_arrays(node: Any, archive: dict[str, NDArray[Any]]) -> Any:
     if isinstance(node, dict):
         if _ARRAY in node:
             return archive[node[_ARRAY]]

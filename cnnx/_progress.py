@@ -104,6 +104,7 @@ class _Bar(_Silent):
     """The same lines, and below them a bar for the epoch under way."""
 
     def __init__(self) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress: Any = Progress(
@@ -111,6 +112,7 @@ class _Bar(_Silent):
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}"),
             transient=True,
+            console=Console(),  # rich's common one is what it was when somebody first used it
         )
         self._task = self._progress.add_task("", total=None, numbers="", visible=False)
 

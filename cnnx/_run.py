@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -19,8 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnx import optim as cnnx_optim
 from cnnx._checkpoint import read_tree, write_tree
 from cnnx._progress import Reporter, Step
+from cnnx.functional import _arguments as check
 from cnnx.layers import Layer
 from cnnx.losses import SoftmaxCrossEntropy
 
@@ -208,8 +211,10 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint."""
         assert self.checkpoint is not None
-        tree = {
-            "training": self._identity(),
+        write_tree(self.checkpoint, {"training": self._identity(), **self._state()})
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
@@ -217,13 +222,15 @@ class Run:
             "history": asdict(self.history),
             "position": {name: getattr(self, name) for name in _POSITION},
         }
-        write_tree(self.checkpoint, tree)
 
     def restore(self) -> None:
-        """Take the state of the checkpoint; ValueError where it is not of such a run."""
+        """Take the state of the checkpoint, or change nothing.
+
+        ValueError where the file is damaged, or not of such a run.
+        """
         assert self.checkpoint is not None
         tree = read_tree(self.checkpoint)
-        where = f"checkpoint {os.fspath(self.checkpoint)}"
+        where = f"checkpoint {os.fsdecode(self.checkpoint)}"
         mine, theirs = self._identity(), tree.get("training")
         if not isinstance(theirs, dict) or theirs.keys() != mine.keys():
             raise ValueError(f"{where} is not one of this version's")
@@ -232,24 +239,46 @@ class Run:
                 raise ValueError(
                     f"{where}: its {name} was {theirs[name]!r}, and here it is {value!r}"
                 )
+        before = self._state()
+        try:
+            self._take(tree)
+        except Exception as error:
+            self._take(before)
+            if isinstance(error, MemoryError):
+                raise
+            kind = "" if isinstance(error, ValueError) else f"damaged ({type(error).__name__}), "
+            raise ValueError(f"{where}: {kind}{error}") from error
+
+    def _take(self, tree: dict[str, Any]) -> None:
         if set(tree["generators"]) != {name for name, _ in _generators(self.model)}:
             raise ValueError(
-                f"{where} has states for the random generators {sorted(tree['generators'])}, "
+                f"it has states for the random generators {sorted(tree['generators'])}, "
                 f"the model has {sorted(name for name, _ in _generators(self.model))}"
             )
         if (tree["schedule"] is None) != (self.schedule is None):
             raise ValueError(
-                f"{where} was made {'without' if tree['schedule'] is None else 'with'} a schedule"
+                f"it was made {'without' if tree['schedule'] is None else 'with'} a schedule"
             )
+        position, history = tree["position"], History(**tree["history"])
+        check.integer(position["epoch"], "epoch", 1)
+        check.integer(position["batch"], "batch", 0, self._batches())
+        check.number(position["seconds"], "seconds", 0)
+        if position["hits"] is not None:
+            check.integer(position["hits"], "hits", 0)
+        for number in (position["loss_sum"], *itertools.chain(*vars(history).values())):
+            if not isinstance(number, int | float):  # a NaN too may go on
+                raise TypeError(f"{number!r} stands in place of a number")
         self.model.load_state_dict(tree["model"])
         self.optimizer.load_state_dict(tree["optimizer"])
+        if isinstance(self.optimizer, cnnx_optim.Optimizer):
+            self.optimizer.check_memory(self.model.params)
         if self.schedule is not None:
             self.schedule.load_state_dict(tree["schedule"])
         for name, generator in _generators(self.model):
             generator.bit_generator.state = tree["generators"][name]
-        self.history = History(**tree["history"])
+        self.history = history
         for name in _POSITION:
-            setattr(self, name, tree["position"][name])
+            setattr(self, name, position[name])
 
     def interrupted(self) -> str:
         """Save if that makes sense, and say what is there."""
@@ -260,7 +289,7 @@ class Run:
             return f"{place} and inside the next; not saved, the last checkpoint still stands"
         self.save()
         return (
-            f"{place}; saved to {os.fspath(self.checkpoint)}: "
+            f"{place}; saved to {os.fsdecode(self.checkpoint)}: "
             "the same call with resume=True goes on from there"
         )
 

@@ -111,12 +111,11 @@ def _require_pixels(
         return
     name, letter, before, after = _AXES[axis]
     divided = "ceil({} / {})" if ceil else "floor({} / {})"
-    formula = divided.format(
-        f"({letter} + {before} + {after} - dilation*(K{letter} - 1) - 1)", "stride"
-    )
-    numbers = divided.format(
-        f"({size} + {pads[0]} + {pads[1]} - {dilation}*({kernel} - 1) - 1)", stride
-    )
+    span, span_here = f"K{letter}", f"{kernel}"
+    if dilation != 1:
+        span, span_here = f"dilation*(K{letter} - 1) - 1", f"{dilation}*({kernel} - 1) - 1"
+    formula = divided.format(f"({letter} + {before} + {after} - {span})", "stride")
+    numbers = divided.format(f"({size} + {pads[0]} + {pads[1]} - {span_here})", stride)
     lacking = "input" if size < 1 else "window" if kernel < 1 else "output"
     raise ValueError(
         f"the {lacking} has no pixel: x has shape {x_shape}, {name} {letter} is {size}, window "
@@ -183,6 +182,17 @@ def conv2d(
     return Geometry(out_shape, stride, pads, dilation)
 
 
+def require_one_convolution(output_padding: Pair, stride: Pair, dilation: Pair) -> None:
+    """Raise where `output_padding` asks for more than the sizes whose convolution is the same."""
+    for axis, (name, *_) in enumerate(_AXES):
+        extra, step, spread = output_padding[axis], stride[axis], dilation[axis]
+        if extra >= max(step, spread):
+            raise ValueError(
+                f"output_padding is {extra} along the {name}, expected less than the larger of "
+                f"stride {step} and dilation {spread}"
+            )
+
+
 @lru_cache(maxsize=1024)
 def conv_transpose2d(
     x_shape: Shape,
@@ -206,6 +216,7 @@ def conv_transpose2d(
             f"groups is {groups}, expected a divisor of x's {x_shape[1]} channels; "
             f"x has shape {x_shape}"
         )
+    require_one_convolution(output_padding, stride, dilation)
     sizes = []
     for axis, (name, letter, before, after) in enumerate(_AXES):
         size, kernel, step, spread = (
@@ -215,11 +226,6 @@ def conv_transpose2d(
             dilation[axis],
         )
         extra, (first, last) = output_padding[axis], pads[2 * axis : 2 * axis + 2]
-        if extra >= max(step, spread):
-            raise ValueError(
-                f"output_padding is {extra} along the {name}, expected less than the larger of "
-                f"stride {step} and dilation {spread}"
-            )
         out = transposed_size(size, kernel, step, first, last, spread, extra)
         if out < 1:
             raise ValueError(
@@ -233,6 +239,19 @@ def conv_transpose2d(
     out_shape = (x_shape[0], w_shape[1] * groups, sizes[0], sizes[1])
     require_room("the output, before its padding is cut off,", out_shape, pads)
     return Geometry(out_shape, stride, pads, dilation)
+
+
+def require_window_beyond(pads: Pads, pool_size: Pair, dilation: Pair) -> None:
+    """Raise where a window could lie in the padding alone."""
+    for axis, (name, _, before, after) in enumerate(_AXES):
+        span = window_span(pool_size[axis], dilation[axis])
+        for side, pad in ((before, pads[2 * axis]), (after, pads[2 * axis + 1])):
+            if pad >= span:
+                raise ValueError(
+                    f"padding is {pad} at the {side}, expected less than the window's {name}: "
+                    f"dilation*(pool_size - 1) + 1 = "
+                    f"{dilation[axis]}*({pool_size[axis]} - 1) + 1 = {span}"
+                )
 
 
 def _require_pixel_in_window(
@@ -257,15 +276,8 @@ def pool2d(
     """Geometry of max and average pooling of x (N, C, H, W)."""
     _require_sizes("x", x_shape, (1,))
     hw, pads = _windows(x_shape, pool_size, stride, padding, dilation, ceil)
-    for axis, (name, _, before, after) in enumerate(_AXES):
-        span = window_span(pool_size[axis], dilation[axis])
-        for side, pad in ((before, pads[2 * axis]), (after, pads[2 * axis + 1])):
-            if pad >= span:
-                raise ValueError(
-                    f"padding is {pad} at the {side}, expected less than the window's {name}: "
-                    f"dilation*(pool_size - 1) + 1 = "
-                    f"{dilation[axis]}*({pool_size[axis]} - 1) + 1 = {span}"
-                )
+    require_window_beyond(pads, pool_size, dilation)
+    for axis in (0, 1):
         _require_pixel_in_window(
             axis,
             x_shape[2 + axis],

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
-_MOST = 1024  # where OpenMP cannot start a thread it ends the whole process
+MOST = 1024  # where OpenMP cannot start a thread it ends the whole process
 
 
 def _cgroup_quota() -> float | None:
@@ -48,10 +48,10 @@ def _from_environment(name: str) -> int | None:
     text = os.environ.get(name, "").split(",")[0].strip()  # OMP_NUM_THREADS may be a list: "4,2"
     if not text:
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
         if name == "CNNX_NUM_THREADS":
             raise ValueError(
-                f"environment variable {name} is {text!r}, expected an integer from 1 to {_MOST}"
+                f"environment variable {name} is {text!r}, expected an integer from 1 to {MOST}"
             )
         return None  # not ours to judge
     return int(text)
@@ -123,14 +123,14 @@ def set_num_threads(n: int) -> None:
     >>> cnnx.set_num_threads(before)
     """
     global _num_threads, _reason
-    expected = f"expected an integer from 1 to {_MOST}"
+    expected = f"expected an integer from 1 to {MOST}"
     if isinstance(n, bool):
         raise TypeError(f"n is {n!r}, {expected}")
     try:
         value = operator.index(n)
     except TypeError:
         raise TypeError(f"n is {n!r} ({type(n).__name__}), {expected}") from None
-    if not 1 <= value <= _MOST:
+    if not 1 <= value <= MOST:
         raise ValueError(f"n is {value}, {expected}")
     if _forked and value > 1:
         warnings.warn(

@@ -12,19 +12,23 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import zipfile
 import zlib
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnx._npz import read_npz, warranted
+from cnnx.functional import _arguments as check
+
 __all__ = ["Dataset", "digits", "load", "read_idx"]
 
 _IDX_UINT8 = 0x08  # the element type in an IDX magic number; MNIST uses no other
+_MOST_DIMENSIONS = 32
+_MOST_CLASSES = 4096  # a table of all against all must fit
 _CHUNK = 1 << 20
 
 
@@ -87,12 +91,8 @@ def digits() -> Dataset:
     >>> data.x_train.shape, data.x_test.shape
     ((1438, 1, 8, 8), (359, 1, 8, 8))
     """
-    with (
-        as_file(files("cnnx") / "data_files" / "digits.npz") as path,
-        np.load(path, allow_pickle=False) as archive,
-    ):
-        x = _unit_images(archive["images"], 16)
-        y = archive["labels"].astype(np.int64)
+    arrays = read_npz((files("cnnx") / "data_files" / "digits.npz").read_bytes())
+    x, y = _unit_images(arrays["images"], 16), arrays["labels"].astype(np.int64)
     test = np.arange(len(y)) % 5 == 4
     return Dataset("UCI digits", x[~test], y[~test], x[test], y[test], 10)
 
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike[str]) -> Dataset:
     ...     load(file).x_train.shape
     (4, 1, 28, 28)
     """
-    path = Path(path)
+    path = Path(check.path(path))
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     parts = _read_idx_folder(path) if path.is_dir() else _read_npz(path)
@@ -193,7 +193,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     ...     read_idx(file)
     array([7, 2, 1], dtype=uint8)
     """
-    path = Path(path)
+    path = Path(check.path(path))
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
         try:
@@ -209,15 +209,19 @@ def _read_idx_stream(file: BinaryIO, path: Path) -> NDArray[np.uint8]:
             f"{path}: starts with the bytes {magic.hex(' ') or '(none)'}, "
             "expected 00 00 08 and the number of dimensions (an IDX file of unsigned bytes)"
         )
+    if magic[3] > _MOST_DIMENSIONS:
+        raise ValueError(f"{path}: announces {magic[3]} dimensions, expected 1 to 32")
     header = file.read(4 * magic[3])
     if len(header) < 4 * magic[3]:
         raise ValueError(f"{path}: ends inside its header of {magic[3]} dimensions")
     shape = tuple(int(n) for n in np.frombuffer(header, ">u4"))
-    expected = math.prod(shape)
+    expected, room = math.prod(shape), warranted(path.stat().st_size)
     # In chunks: a damaged header may announce more bytes than there is memory.
     data = bytearray()
-    while len(data) <= expected and (chunk := file.read(_CHUNK)):
+    while len(data) <= min(expected, room) and (chunk := file.read(_CHUNK)):
         data += chunk
+    if len(data) > room:
+        raise ValueError(f"{path}: unpacks to more than {room:,} bytes, too many for its size")
     if len(data) != expected:
         came = f"{len(data):,}" if len(data) < expected else "more"
         raise ValueError(
@@ -249,19 +253,15 @@ def _find_idx(folder: Path, name: str) -> Path:
 
 def _read_npz(path: Path) -> list[NDArray[Any]]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-        wanted = ("x_train", "y_train", "x_test", "y_test")
-        missing = [name for name in wanted if name not in names]
-        if missing:
-            has = ", ".join(sorted(names))
-            raise ValueError(f"no array {', '.join(missing)} in it; it has {has}")
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in wanted]
-    except zipfile.BadZipFile as error:
+        arrays = read_npz(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: not a whole npz file ({error})") from error
-    except (ValueError, EOFError, KeyError, zlib.error) as error:
-        raise ValueError(f"{path}: {error}") from error
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        has = ", ".join(sorted(arrays))
+        raise ValueError(f"{path}: no array {', '.join(missing)} in it; it has {has}")
+    return [arrays[name] for name in wanted]
 
 
 def _check_part(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> None:
@@ -277,6 +277,10 @@ def _check_part(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> None
         )
     if int(y.min()) < 0:
         raise ValueError(f"{path}: {part} labels go down to {y.min()}, expected classes from 0")
+    if int(y.max()) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: {part} labels go up to {y.max()}, expected at most {_MOST_CLASSES - 1}"
+        )
 
 
 def _unit_images(x: NDArray[np.uint8], white: int) -> NDArray[np.float32]:

@@ -447,7 +447,7 @@ def _table(plain: bool) -> Iterator[Callable[[list[str], bool], None]]:
         from rich.console import Console
     except ImportError:
         plain = True
-    if plain or not Console().is_terminal:
+    if plain or not (console := Console()).is_terminal:
         width = max(map(len, ROWS))
 
         def show(cells: list[str], failed: bool = False) -> None:
@@ -464,5 +464,6 @@ def _table(plain: bool) -> Iterator[Callable[[list[str], bool], None]]:
     table = Table(box=None, header_style="bold")
     for number, head in enumerate(_HEADS):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
-    with Live(table, vertical_overflow="visible"):
+    # A console of our own: rich's common one is what it was when somebody first used it.
+    with Live(table, console=console, vertical_overflow="visible"):
         yield lambda cells, failed: table.add_row(*cells, style="bold red" if failed else "")

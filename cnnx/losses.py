@@ -72,9 +72,7 @@ class SoftmaxCrossEntropy(_Loss):
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing is {label_smoothing!r}, expected 0 to 1")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = check.number(label_smoothing, "label_smoothing", 0, 1)
 
     def forward(self, pred: Array, target: Array) -> float:
         """Return the loss; 0 for an empty batch.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cnnx.functional import _arguments as check
 from cnnx.functional._norm import NormActivation
 from cnnx.layers import (
     AvgPool2D,
@@ -76,7 +77,10 @@ def classroom(
     (2, 10)
     """
     channels, height, width = _image(input_shape, smallest=2)
-    rng = np.random.default_rng(rng)
+    check.integer(filters, "filters", 1)
+    check.integer(hidden, "hidden", 1)
+    check.integer(classes, "classes", 1)
+    rng = check.generator(rng)
     flat = filters * (height // 2) * (width // 2)
     return Sequential(
         Conv2D(channels, filters, 3, padding="same", dtype=dtype, rng=rng),
@@ -136,7 +140,8 @@ def lenet5(
     61706
     """
     channels, height, width = _image(input_shape, smallest=4)
-    rng = np.random.default_rng(rng)
+    check.integer(classes, "classes", 1)
+    rng = check.generator(rng)
     padding = 0 if min(height, width) >= 12 else 2
     shrink = 4 - 2 * padding
     # Each pooling halves, rounding down; the second convolution takes off 4 pixels, or none.
@@ -199,7 +204,8 @@ def resnet20(
     272474
     """
     channels, _, _ = _image(input_shape, smallest=1)
-    rng = np.random.default_rng(rng)
+    check.integer(classes, "classes", 1)
+    rng = check.generator(rng)
     layers: list[Layer] = _conv_norm(channels, 16, 3, 1, "relu", dtype, rng)
     width = 16
     for out, first_stride in ((16, 1), (32, 2), (64, 2)):
@@ -240,10 +246,11 @@ def _conv_norm(
 
 
 def _image(input_shape: Sequence[int], smallest: int) -> tuple[int, int, int]:
-    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
-        raise ValueError(
-            f"input_shape is {tuple(input_shape)}, expected (channels, height, width) "
-            f"with height and width at least {smallest}"
-        )
-    channels, height, width = input_shape
+    expected = f"(channels, height, width) with height and width at least {smallest}"
+    if not isinstance(input_shape, tuple | list):
+        raise TypeError(f"input_shape is {check.described(input_shape)}, expected {expected}")
+    sizes = [check.integer(size, f"input_shape[{i}]", 1) for i, size in enumerate(input_shape)]
+    if len(sizes) != 3 or min(sizes[1:]) < smallest:
+        raise ValueError(f"input_shape is {tuple(input_shape)}, expected {expected}")
+    channels, height, width = sizes
     return channels, height, width

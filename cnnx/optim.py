@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnx.functional import _arguments as check
 from cnnx.functional import _optim
 
 __all__ = ["SGD", "Adam", "AdamW", "CosineLR", "StepLR"]
 
 Array = NDArray[Any]
+
+_MOST_STEPS = 2**53  # which a float counts exactly
 
 
 class Optimizer(ABC):
@@ -40,8 +43,8 @@ class Optimizer(ABC):
     _slots: tuple[str, ...] = ()  # names of the arrays kept for each parameter
 
     def __init__(self, lr: float, weight_decay: float) -> None:
-        self.lr = _not_negative("lr", lr)
-        self.weight_decay = _not_negative("weight_decay", weight_decay)
+        self.lr = check.number(lr, "lr", 0)
+        self.weight_decay = check.number(weight_decay, "weight_decay", 0)
         self.steps = 0
         self._memory: dict[str, dict[str, Array]] = {}
 
@@ -56,10 +59,16 @@ class Optimizer(ABC):
 
         Raises
         ------
+        TypeError
+            If there are no such dicts.
         ValueError
             If a gradient is missing or has another shape than its parameter, or if names or shapes
             are not those of the steps before. Nothing was changed then.
         """
+        if not (hasattr(layer, "params") and hasattr(layer, "grads")):
+            raise TypeError(
+                f"layer is {check.described(layer)}, expected an object with params and grads"
+            )
         params, grads = layer.params, layer.grads
         self._check(params, grads)
         if not self._memory:
@@ -81,6 +90,10 @@ class Optimizer(ABC):
             if shape != param.shape:
                 came = "missing" if shape is None else f"of shape {shape}"
                 raise ValueError(f"grads[{name!r}] is {came}, expected shape {param.shape}")
+        self.check_memory(params)
+
+    def check_memory(self, params: Mapping[str, Array]) -> None:
+        """Raise ValueError unless what is remembered, if anything, is of these parameters."""
         if self._memory and self._memory.keys() != params.keys():
             differing = sorted(self._memory.keys() ^ params.keys())
             raise ValueError(
@@ -113,23 +126,30 @@ class Optimizer(ABC):
 
         Raises
         ------
-        ValueError
-            If it comes from another kind of optimizer. Nothing was changed then.
+        ValueError, TypeError
+            If it comes from another kind of optimizer, or from none. Nothing was changed then.
         """
-        if missing := {"steps", "lr", "memory"} - set(state):
-            raise ValueError(f"state has no {', '.join(sorted(missing))}: not an optimizer's state")
+        _require_keys(state, {"steps", "lr", "memory"}, "an optimizer's")
+        if not isinstance(state["memory"], Mapping):
+            raise TypeError(
+                f"state['memory'] is {check.described(state['memory'])}, expected a mapping"
+            )
         for name, slots in state["memory"].items():
-            if set(slots) != set(self._slots):
+            if not isinstance(slots, Mapping) or set(slots) != set(self._slots):
                 raise ValueError(
                     f"state remembers {sorted(slots)} of {name!r}, expected {sorted(self._slots)}: "
                     f"it is not the state of a {type(self).__name__} like this"
                 )
-        lr = _not_negative("state['lr']", state["lr"])
+        lr = check.number(state["lr"], "state['lr']", 0)
+        steps = check.integer(state["steps"], "state['steps']", 0, _MOST_STEPS)
         self._memory = {
-            name: {slot: np.array(array) for slot, array in slots.items()}
+            name: {
+                slot: check.floating(f"state['memory'][{name!r}][{slot!r}]", array).copy()
+                for slot, array in slots.items()
+            }
             for name, slots in state["memory"].items()
         }
-        self.steps, self.lr = int(state["steps"]), lr
+        self.steps, self.lr = steps, lr
 
 
 class SGD(Optimizer):
@@ -167,9 +187,9 @@ class SGD(Optimizer):
         self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
     ) -> None:
         super().__init__(lr, weight_decay)
-        self.momentum = _not_negative("momentum", momentum)
-        self.nesterov = nesterov
-        if nesterov and not self.momentum:
+        self.momentum = check.number(momentum, "momentum", 0)
+        self.nesterov = check.flag(nesterov, "nesterov")
+        if self.nesterov and not self.momentum:
             raise ValueError("nesterov is True with momentum 0, expected momentum above 0")
         self._slots = ("momentum",) if self.momentum else ()
 
@@ -222,11 +242,13 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(lr, weight_decay)
-        beta1, beta2 = betas
-        if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-            raise ValueError(f"betas is {betas!r}, expected two numbers from 0 to below 1")
-        self.betas = (float(beta1), float(beta2))
-        self.eps = _not_negative("eps", eps)
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas is {check.described(betas)}, expected a pair of numbers")
+        self.betas = (
+            check.number(betas[0], "betas[0]", 0, below=1),
+            check.number(betas[1], "betas[1]", 0, below=1),
+        )
+        self.eps = check.number(eps, "eps", 0)
 
     def _update(self, param: Array, grad: Array, memory: dict[str, Array]) -> None:
         options = (float(self.lr), self.betas, self.eps, self.weight_decay, self._decoupled)
@@ -278,6 +300,7 @@ class Schedule(ABC):
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        check.methods(optimizer, "optimizer", {"step": ("layer",)}, "cnnx.Adam()")
         self.optimizer = optimizer
         self.base_lr = optimizer.lr
         self.steps = 0
@@ -301,12 +324,12 @@ class Schedule(ABC):
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError
             If `state` is not a schedule's. Nothing was changed then.
         """
-        if missing := {"steps", "base_lr"} - set(state):
-            raise ValueError(f"state has no {', '.join(sorted(missing))}: not a schedule's state")
-        self.steps, self.base_lr = int(state["steps"]), float(state["base_lr"])
+        _require_keys(state, {"steps", "base_lr"}, "a schedule's")
+        steps = check.integer(state["steps"], "state['steps']", 0, _MOST_STEPS)
+        self.steps, self.base_lr = steps, check.number(state["base_lr"], "state['base_lr']", 0)
         self.optimizer.lr = self._lr(self.steps)
 
 
@@ -336,10 +359,8 @@ class StepLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        if step_size < 1:
-            raise ValueError(f"step_size is {step_size!r}, expected at least 1")
-        self.step_size = step_size
-        self.gamma = _not_negative("gamma", gamma)
+        self.step_size = check.integer(step_size, "step_size", 1)
+        self.gamma = check.number(gamma, "gamma", 0)
         super().__init__(optimizer)
 
     def _lr(self, steps: int) -> float:
@@ -382,14 +403,13 @@ class CosineLR(Schedule):
     def __init__(
         self, optimizer: Optimizer, total_steps: int, min_lr: float = 0.0, warmup: int = 0
     ) -> None:
-        if not 0 <= warmup < total_steps:
+        self.total_steps = check.integer(total_steps, "total_steps", 1)
+        self.warmup = check.integer(warmup, "warmup", 0)
+        if warmup >= total_steps:
             raise ValueError(
-                f"warmup is {warmup!r} and total_steps {total_steps!r}, expected "
-                "0 <= warmup < total_steps"
+                f"warmup is {warmup} and total_steps {total_steps}, expected warmup < total_steps"
             )
-        self.total_steps = total_steps
-        self.min_lr = _not_negative("min_lr", min_lr)
-        self.warmup = warmup
+        self.min_lr = check.number(min_lr, "min_lr", 0)
         super().__init__(optimizer)
 
     def _lr(self, steps: int) -> float:
@@ -399,8 +419,8 @@ class CosineLR(Schedule):
         return self.min_lr + (self.base_lr - self.min_lr) * (1 + cos(pi * part)) / 2
 
 
-def _not_negative(name: str, value: float) -> float:
-    number = float(value)
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"{name} is {value!r}, expected a number from 0")
-    return number
+def _require_keys(state: Any, keys: set[str], whose: str) -> None:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is {check.described(state)}, expected {whose} state_dict()")
+    if missing := keys - set(state):
+        raise ValueError(f"state has no {', '.join(sorted(missing))}: not {whose} state")

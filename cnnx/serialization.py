@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._files import atomic_write
+from cnnx._npz import read_npz
+from cnnx.functional import _arguments as check
 from cnnx.layers.base import load_state, state_of
 
 __all__ = ["load", "save"]
@@ -40,7 +42,7 @@ def save(model: Any, path: PathLike) -> None:
     Raises
     ------
     TypeError
-        If `model` is nothing that has parameters.
+        If `model` is nothing that has parameters, or `path` is no name.
     ImportError
         If safetensors is wanted and not installed.
     OSError
@@ -57,11 +59,8 @@ def save(model: Any, path: PathLike) -> None:
     >>> bool(np.array_equal(copy.params["0.weight"], model.params["0.weight"]))
     True
     """
-    if not any(hasattr(model, name) for name in ("state_dict", "params", "forward")):
-        raise TypeError(
-            f"model is a {type(model).__name__}, expected a layer: something with state_dict, "
-            "params or forward"
-        )
+    check.path(path)
+    _require_state(model, "state_dict")
     state = model.state_dict() if hasattr(model, "state_dict") else state_of(model)
     # Before the file is opened, so that a missing package leaves no trace.
     safetensors = _safetensors() if _is_safetensors(path) else None
@@ -96,8 +95,10 @@ def load(path: PathLike, model: M, strict: bool = True) -> M:
     Raises
     ------
     ValueError
-        If the file is damaged or holds pickles, or its names or shapes are not the model's. The
-        model is as it was.
+        If the file is damaged or holds pickles, unpacks to more than a hundred times its size, or
+        its names or shapes are not the model's. The model is as it was.
+    TypeError
+        If `model` or `path` is something else, or numbers are not of a kind that the model takes.
     ImportError
         If safetensors is wanted and not installed.
     OSError
@@ -118,28 +119,52 @@ def load(path: PathLike, model: M, strict: bool = True) -> M:
     >>> bool((fresh.params["weight"] == trained.params["weight"]).all())
     True
     """
+    check.path(path)
+    _require_state(model, "load_state_dict")
+    check.flag(strict, "strict")
     state = _read(path)
-    if hasattr(model, "load_state_dict"):
-        model.load_state_dict(state, strict)
-    else:
-        load_state(model, state, strict)
+    try:
+        if hasattr(model, "load_state_dict"):
+            model.load_state_dict(state, strict)
+        else:
+            load_state(model, state, strict)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{os.fsdecode(path)}: {error}") from error
     return model
 
 
 def _read(path: PathLike) -> dict[str, NDArray[Any]]:
     safetensors = _safetensors() if _is_safetensors(path) else None
-    with open(path, "rb") as file:
-        try:
-            if safetensors is not None:
-                state: dict[str, NDArray[Any]] = safetensors.load(file.read())
-                return state
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # a damaged or forged file can provoke nearly any
-            kind = "an npz" if safetensors is None else "a safetensors"
-            raise ValueError(f"{os.fspath(path)} is not {kind} file of arrays: {error}") from error
+    with open(path, "rb") as file:  # whole: what fails after this is the content's fault
+        content = file.read()
+    try:
+        if safetensors is None:
+            return read_npz(content)
+        state: dict[str, NDArray[Any]] = safetensors.load(content)
+        return state
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged or forged file can provoke nearly any
+        kind = "an npz" if safetensors is None else "a safetensors"
+        raise ValueError(f"{os.fsdecode(path)} is not {kind} file of arrays: {error}") from error
+
+
+def _require_state(model: Any, method: str) -> None:
+    """Raise unless the model is an object with something to save or to fill."""
+    if isinstance(model, type) or not any(hasattr(model, name) for name in (method, "params")):
+        raise TypeError(
+            f"model is {check.described(model)}, expected a layer: an object with {method} or "
+            "params"
+        )
+
+
+def has_safetensors() -> bool:
+    """Whether the package is there and works."""
+    try:
+        _safetensors()
+    except Exception:  # what a broken installation raises is its own affair
+        return False
+    return True
 
 
 def _is_safetensors(path: PathLike) -> bool:

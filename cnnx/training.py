@@ -10,7 +10,7 @@ Here is the public face. The loop and the checkpoint are in ``_run``, the bar in
 
 from __future__ import annotations
 
-import operator
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +19,13 @@ import numpy as np
 
 from cnnx._progress import Step, reporter
 from cnnx._run import Array, CtrlC, History, Loss, Optimizer, Run, Schedule, count_hits, outputs
+from cnnx.functional import _arguments as check
 from cnnx.layers import Layer, Sequential
 from cnnx.losses import SoftmaxCrossEntropy
 from cnnx.optim import Adam
+
+_FORWARD = {"forward": ("pred", "target")}  # a loss's
+_NET = "cnnx.Sequential(...)"
 
 __all__ = ["History", "Step", "evaluate", "fit", "predict"]
 
@@ -100,7 +104,7 @@ def fit(
         If `x` and `y` differ in length or are empty, a number is out of range, `resume` has no
         `checkpoint`, or the checkpoint is damaged or belongs to another training.
     TypeError
-        If a number is no integer.
+        If an argument is something else than said above.
     KeyboardInterrupt
         When the training was interrupted. The message names the checkpoint.
 
@@ -115,11 +119,30 @@ def fit(
     >>> history.loss[1] < history.loss[0]
     True
     """
-    _at_least(1, epochs=epochs, batch_size=batch_size)
-    _at_least(0, seed=seed)
+    check.integer(epochs, "epochs", 1)
+    check.integer(batch_size, "batch_size", 1)
+    check.integer(seed, "seed", 0, math.inf)
+    for name, value in (("shuffle", shuffle), ("progress", progress), ("resume", resume)):
+        check.flag(value, name)
     _check_pair("x", x, "y", y)
     if validation is not None:
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise TypeError(
+                f"validation is {check.described(validation)}, expected a pair of arrays: inputs "
+                "and targets"
+            )
         _check_pair("validation[0]", validation[0], "validation[1]", validation[1])
+    check.methods(model, "model", {"forward": ("x",), "backward": ("grad_out",)}, _NET)
+    if loss is not None:
+        check.methods(loss, "loss", {**_FORWARD, "backward": ()}, "cnnx.MSELoss()")
+    if optimizer is not None:
+        check.methods(optimizer, "optimizer", {"step": ("layer",)}, "cnnx.Adam()")
+    if schedule is not None:
+        check.methods(schedule, "schedule", {"step": ()}, "cnnx.CosineLR(optimizer, 1000)")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {check.described(callback)}, expected a function of a Step")
+    if checkpoint is not None:
+        check.path(checkpoint, "checkpoint")
     if resume and checkpoint is None:
         raise ValueError("resume is True but checkpoint is None, expected the file to resume from")
 
@@ -182,7 +205,9 @@ def predict(model: Any, x: Array, *, batch_size: int = 256) -> Array:
     >>> predict(cnnx.Flatten(), np.zeros((3, 2, 2, 2), np.float32)).shape
     (3, 8)
     """
-    _at_least(1, batch_size=batch_size)
+    check.integer(batch_size, "batch_size", 1)
+    check.methods(model, "model", {"forward": ("x",)}, _NET)
+    _check_images("x", x)
     return np.concatenate(list(outputs(model, x, batch_size)))
 
 
@@ -230,29 +255,22 @@ def evaluate(
     0.5
     """
     _check_pair("x", x, "y", y)
+    if loss is not None:
+        check.methods(loss, "loss", _FORWARD, "cnnx.MSELoss()")
     out = predict(model, x, batch_size=batch_size)
     loss = SoftmaxCrossEntropy() if loss is None else loss
     hits = count_hits(out, y, loss)
     return float(loss.forward(out, y)), None if hits is None else hits / len(x)
 
 
-def _at_least(smallest: int, **numbers: Any) -> None:
-    for name, value in numbers.items():
-        try:
-            number = operator.index(value)
-        except TypeError:
-            raise TypeError(
-                f"{name} is {value!r} ({type(value).__name__}), expected an integer >= {smallest}"
-            ) from None
-        if number < smallest:
-            raise ValueError(f"{name} is {value}, expected an integer >= {smallest}")
+def _check_images(name: str, array: Any) -> None:
+    if not isinstance(array, np.ndarray) or array.ndim == 0:
+        raise TypeError(f"{name} is {check.described(array)}, expected an array of shape (N, ...)")
 
 
 def _check_pair(x_name: str, x: Any, y_name: str, y: Any) -> None:
-    for name, array in ((x_name, x), (y_name, y)):
-        if not isinstance(array, np.ndarray) or array.ndim == 0:
-            kind = type(array).__name__
-            raise TypeError(f"{name} is a {kind}, expected an array of shape (N, ...)")
+    _check_images(x_name, x)
+    _check_images(y_name, y)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(
             f"{x_name} has shape {x.shape} and {y_name} has shape {y.shape}, "

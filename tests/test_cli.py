@@ -159,7 +159,7 @@ def test_without_matplotlib(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_without_safetensors(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("cnnx.cli.train.find_spec", lambda name: None)
+    monkeypatch.setattr("cnnx.cli.train.has_safetensors", lambda: False)
     output = tmp_path / "run"
     assert train("--data", tiny, "--output", output, "--epochs", 1) == 0
     assert [file.name for file in output.glob("model.*")] == ["model.npz"]

@@ -195,9 +195,9 @@ def test_a_layer_that_overrides_backward_is_a_layer() -> None:
 def test_what_is_no_layer_is_refused() -> None:
     with pytest.raises(TypeError, match="layer 1 is the class ReLU, expected an object of it"):
         cnnx.Sequential(cnnx.Flatten(), cnnx.ReLU)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"layer 0 is a list without forward\(\)"):
+    with pytest.raises(TypeError, match=r"layer 0 is \[ReLU\(\)\] \(list\), without forward\(\)"):
         cnnx.Sequential([cnnx.ReLU()])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"layer body is a function without forward\(\)"):
+    with pytest.raises(TypeError, match=r"layer body is a function, without forward\(\)"):
         cnnx.Residual(lambda x: x)  # type: ignore[arg-type]
 
 

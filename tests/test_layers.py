@@ -366,8 +366,8 @@ def test_seeds(make: Callable[..., Any]) -> None:
         (lambda: cnnx.BatchNorm2D(0), "num_features is 0, expected an integer from 1"),
         (lambda: cnnx.BatchNorm2D(1, eps=-1.0), "eps is -1.0, expected a finite number"),
         (lambda: cnnx.BatchNorm2D(1, momentum=math.nan), "momentum is nan, expected a finite"),
-        (lambda: cnnx.Dropout(1), "p is 1, expected 0 <= p < 1"),
-        (lambda: cnnx.Dropout(math.nan), "p is nan, expected 0 <= p < 1"),
+        (lambda: cnnx.Dropout(1), "p is 1, expected a finite number from 0 to below 1"),
+        (lambda: cnnx.Dropout(math.nan), "p is nan, expected a finite number from 0"),
     ],
 )
 def test_wrong_options_are_refused_at_once(make: Callable[[], Any], message: str) -> None:

@@ -201,7 +201,7 @@ PRED = np.zeros((2, 3))
         (
             lambda: cnnx.SoftmaxCrossEntropy(label_smoothing=1.5),
             ValueError,
-            "label_smoothing is 1.5, expected 0 to 1",
+            "label_smoothing is 1.5, expected a finite number from 0 to 1",
         ),
         (
             lambda: cnnx.MSELoss()(PRED, np.zeros((2, 1))),

@@ -83,7 +83,7 @@ def test_dtype(name):
         ("classroom", (8, 8), r"input_shape is \(8, 8\), expected \(channels, height, width\)"),
         ("classroom", (1, 1, 8), r"\(1, 1, 8\), .* at least 2"),
         ("lenet5", (1, 28, 3), r"\(1, 28, 3\), .* at least 4"),
-        ("resnet20", (0, 8, 8), r"\(0, 8, 8\), .* at least 1"),
+        ("resnet20", (0, 8, 8), r"input_shape\[0\] is 0, .* from 1"),
     ],
 )
 def test_wrong_input_shape(name, input_shape, message):

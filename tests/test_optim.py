@@ -257,15 +257,15 @@ def test_plain_sgd_serves_one_model_too() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: cnnx.SGD(-0.1), "lr is -0.1, expected a number from 0"),
+        (lambda: cnnx.SGD(-0.1), "lr is -0.1, expected a finite number from 0"),
         (lambda: cnnx.SGD(math.nan), "lr is nan"),
         (lambda: cnnx.Adam(math.inf), "lr is inf"),
         (lambda: cnnx.SGD(0.1, momentum=-1), "momentum is -1"),
         (lambda: cnnx.SGD(0.1, weight_decay=-1), "weight_decay is -1"),
         (lambda: cnnx.SGD(0.1, nesterov=True), "nesterov is True with momentum 0"),
-        (lambda: cnnx.Adam(betas=(0.9, 1.0)), r"betas is \(0\.9, 1\.0\), expected two numbers"),
+        (lambda: cnnx.Adam(betas=(0.9, 1.0)), r"betas\[1\] is 1\.0, .* below 1"),
         (lambda: cnnx.AdamW(eps=-1e-8), "eps is -1e-08"),
-        (lambda: cnnx.StepLR(cnnx.SGD(1), 0), "step_size is 0, expected at least 1"),
+        (lambda: cnnx.StepLR(cnnx.SGD(1), 0), "step_size is 0, expected an integer from 1"),
         (lambda: cnnx.StepLR(cnnx.SGD(1), 1, -1), "gamma is -1"),
         (lambda: cnnx.CosineLR(cnnx.SGD(1), 5, warmup=5), "warmup is 5 and total_steps 5"),
         (lambda: cnnx.CosineLR(cnnx.SGD(1), 5, min_lr=-1), "min_lr is -1"),

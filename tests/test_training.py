@@ -637,10 +637,10 @@ def test_bar_shows_every_batch():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs is 0, expected an integer >= 1"),
-        ({"batch_size": -1}, ValueError, "batch_size is -1, expected an integer >= 1"),
+        ({"epochs": 0}, ValueError, "epochs is 0, expected an integer from 1"),
+        ({"batch_size": -1}, ValueError, "batch_size is -1, expected an integer from 1"),
         ({"batch_size": 2.5}, TypeError, r"batch_size is 2.5 \(float\), expected an integer"),
-        ({"seed": -1}, ValueError, "seed is -1, expected an integer >= 0"),
+        ({"seed": -1}, ValueError, "seed is -1, expected an integer from 0"),
         ({"seed": None}, TypeError, "seed is None"),
         ({"resume": True}, ValueError, "resume is True but checkpoint is None"),
         (

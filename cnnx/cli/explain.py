@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnx.cli._arguments import natural
+from cnnx.cli._arguments import natural, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,13 +44,13 @@ def add_parser(commands: Any) -> None:
         epilog="examples: cnnx explain; cnnx explain conv --padding 1 --activation relu; "
         "cnnx explain max-pool --pool-size 3 --stride 1 --save steps.html --save steps.png",
     )
-    option = parser.add_argument
+    option, size = parser.add_argument, whole(1, _LARGEST)
     what = f"one of {', '.join(_SUBJECTS)}; default: max-pool"
     option("what", nargs="?", choices=_SUBJECTS, default="max-pool", metavar="WHAT", help=what)
-    option("--size", type=_size, metavar="N", help="rows and columns; of dense, the inputs")
+    option("--size", type=size, metavar="N", help="rows and columns; of dense, the inputs")
     window = "--pool-size", "--kernel-size"
-    option(*window, dest="window", type=_size, metavar="N", help="of the window; default: 2")
-    option("--stride", type=_size, metavar="N", help="default: the window for pooling, else 1")
+    option(*window, dest="window", type=size, metavar="N", help="of the window; default: 2")
+    option("--stride", type=size, metavar="N", help="default: the window for pooling, else 1")
     option("--padding", type=natural, metavar="N", help="default: 0")
     option("--activation", choices=_ACTIVATIONS, help="of conv, dense, or the net's convolution")
     option("--seed", type=natural, metavar="N", help="of the numbers; without it, a known image")
@@ -157,10 +157,3 @@ def _refuse(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"{name} means nothing for {what}, only for {', '.join(sorted(those))}"
             )
-
-
-def _size(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= _LARGEST:
-        raise argparse.ArgumentTypeError(f"{text} is not within 1 to {_LARGEST}")
-    return number

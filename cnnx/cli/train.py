@@ -9,7 +9,6 @@ import os
 import shlex
 import time
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,12 @@ import numpy as np
 
 import cnnx
 from cnnx._files import atomic_write
-from cnnx.cli._arguments import natural, positive
+from cnnx._threads import MOST as MOST_THREADS
+from cnnx.cli._arguments import natural, positive, whole
 from cnnx.data import Dataset, digits, load
+from cnnx.functional import _arguments as check
 from cnnx.models import MODELS
+from cnnx.serialization import has_safetensors
 from cnnx.training import History, predict
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def add_parser(commands: Any) -> None:
     option("--lr", type=_rate, metavar="X", help="largest learning rate; default: by optimizer")
     option("--optimizer", choices=sorted(_LEARNING_RATES), help="default: adam")
     option("--seed", type=natural, metavar="N", help="of weights and order; default: 0")
-    option("--threads", type=positive, metavar="N", help="the result does not depend on it")
+    threads = whole(1, MOST_THREADS)
+    option("--threads", type=threads, metavar="N", help="the result does not depend on it")
     option("--output", type=Path, default=_OUTPUT, metavar="DIR", help=f"default: {_OUTPUT}")
     option("--resume", action="store_true", help="go on with the interrupted training in DIR")
     parser.set_defaults(run=run)
@@ -75,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         cnnx.set_num_threads(arguments.threads)
     output: Path = arguments.output
+    file = output / ("model.safetensors" if has_safetensors() else "model.npz")
     settings = _resumed(arguments) if arguments.resume else _fresh(arguments)
     data = digits() if settings.data is None else load(settings.data)
     rng = np.random.default_rng(settings.seed)
@@ -96,7 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(report)
 
-    file = output / ("model.safetensors" if find_spec("safetensors") else "model.npz")
     cnnx.save(model, file)
     print(f"saved {file}")
     print(_draw(model, history, data, predicted, settings, output / "training.png"))
@@ -176,15 +179,8 @@ def _resumed(arguments: argparse.Namespace) -> Settings:
     if not file.is_file():
         raise ValueError(f"nothing to resume in {arguments.output}: there is no {file}")
     try:
-        settings = Settings(**json.loads(file.read_bytes()))
-        if settings.model not in MODELS or settings.optimizer not in _LEARNING_RATES:
-            raise ValueError(
-                f"no such model or optimizer: {settings.model!r}, {settings.optimizer!r}"
-            )
-        for name in ("epochs", "batch_size", "seed"):
-            if not isinstance(getattr(settings, name), int):
-                raise TypeError(f"{name} is {getattr(settings, name)!r}, expected an integer")
-    except (ValueError, TypeError) as error:
+        settings = _checked(Settings(**json.loads(file.read_bytes())))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     for name, value in _given(arguments).items():
         before = getattr(settings, name)
@@ -192,6 +188,20 @@ def _resumed(arguments: argparse.Namespace) -> Settings:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {value}, but the training to resume has {before}"
             )
+    return settings
+
+
+def _checked(settings: Settings) -> Settings:
+    """Return settings that could have been given as options."""
+    check.choice(settings.model, "model", tuple(sorted(MODELS)))
+    check.choice(settings.optimizer, "optimizer", tuple(sorted(_LEARNING_RATES)))
+    check.integer(settings.epochs, "epochs", 1)
+    check.integer(settings.batch_size, "batch_size", 1)
+    check.integer(settings.seed, "seed", 0)
+    if not check.number(settings.lr, "lr", 0) > 0:
+        raise ValueError("lr is 0, expected a number above 0")
+    if settings.data is not None:
+        check.path(settings.data, "data")
     return settings
 
 

@@ -8,7 +8,9 @@ each helper is short, because every call of the library takes it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from numbers import Real
 from typing import Any
 
@@ -79,7 +81,7 @@ def _to_floats(signature: Signature, values: tuple[object, ...]) -> tuple[Array 
 
 def _not_floats(name: str, value: object) -> str:
     if not isinstance(value, np.ndarray):
-        return f"{name} is {_described(value)}, expected a NumPy array of float32 or float64"
+        return f"{name} is {described(value)}, expected a NumPy array of float32 or float64"
     remedy = f"{name}.real" if value.dtype.kind == "c" else name
     return (
         f"{name} is an array of {value.dtype}, expected float32 or float64; "
@@ -87,10 +89,14 @@ def _not_floats(name: str, value: object) -> str:
     )
 
 
-def _described(value: object) -> str:
-    """Return a value for an error message: short ones in full, long ones by their type."""
-    text = repr(value)
-    return f"{text} ({type(value).__name__})" if len(text) <= 60 else f"a {type(value).__name__}"
+def described(value: object) -> str:
+    """Return a value for an error message: short ones in full, others by their type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text, kind = repr(value), type(value).__name__
+    if len(text) <= 60 and not text.startswith("<"):  # as in <object at 0x7f...>
+        return f"{text} ({kind})"
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 
 
 def floating(name: str, value: object, shape: Shape | None = None) -> Array:
@@ -112,7 +118,7 @@ def index_array(value: object, name: str, shape: Shape) -> Array:
     ):
         return value
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
-        what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else _described(value)
+        what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else described(value)
         raise TypeError(f"{name} is {what}, expected a NumPy array of integers (int64)")
     require_shape(name, value, shape, "the shape of grad_out")
     if value.dtype.kind == "u" and value.dtype.itemsize == 8:
@@ -136,7 +142,7 @@ def empty(shape: Shape, like: Array) -> Array:
 def output(out: object, shape: Shape, like: Array, *inputs: object) -> Array:
     """Check the array a caller wants filled."""
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out is {_described(out)}, expected a NumPy array")
+        raise TypeError(f"out is {described(out)}, expected a NumPy array")
     if out.dtype != like.dtype or not out.dtype.isnative:
         raise ValueError(f"out is an array of {out.dtype!r}, expected {like.dtype!r}")
     require_shape("out", out, shape)
@@ -153,18 +159,19 @@ def output(out: object, shape: Shape, like: Array, *inputs: object) -> Array:
 # ---------------------------------------------------------------- numbers
 
 
-def integer(value: object, name: str, least: int) -> int:
+def integer(value: object, name: str, least: int, most: float = _LARGEST) -> int:
     """Return an integer argument as an int."""
-    if type(value) is int and least <= value <= _LARGEST:
+    if type(value) is int and least <= value <= most:
         return value
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} is {_described(value)}, expected an integer")
-    if not least <= number <= _LARGEST:
-        raise ValueError(f"{name} is {number}, expected an integer from {least} to {_LARGEST}")
+        raise TypeError(f"{name} is {described(value)}, expected an integer")
+    if not least <= number <= most:
+        limits = f"from {least}" + (f" to {most}" if most < np.inf else "")
+        raise ValueError(f"{name} is {number}, expected an integer {limits}")
     return number
 
 
@@ -190,7 +197,7 @@ def pair(value: object, name: str, least: int = 1, form: str = "(height, width)"
         number = integer(value, name, least)
         return number, number
     if len(items) != 2:
-        raise ValueError(f"{name} is {_described(value)}, expected an integer or {form}")
+        raise ValueError(f"{name} is {described(value)}, expected an integer or {form}")
     return integer(items[0], f"{name}[0]", least), integer(items[1], f"{name}[1]", least)
 
 
@@ -210,7 +217,7 @@ def padding(value: object, name: str = "padding") -> Padding:
         return number, number, number, number
     if len(items) != 2:
         raise ValueError(
-            f"{name} is {_described(value)}, expected an integer, (height, width), "
+            f"{name} is {described(value)}, expected an integer, (height, width), "
             "((top, bottom), (left, right)), 'same' or 'valid'"
         )
     rows = pair(items[0], f"{name}[0]", 0, "(top, bottom)")
@@ -222,24 +229,31 @@ def images_shape(value: object, name: str) -> tuple[int, int, int, int]:
     """Return the shape (N, C, H, W) of a forward pass's input."""
     items = _sequence(value)
     if items is None:
-        raise TypeError(f"{name} is {_described(value)}, expected a tuple {IMAGES}")
+        raise TypeError(f"{name} is {described(value)}, expected a tuple {IMAGES}")
     if len(items) != 4:
-        raise ValueError(f"{name} is {_described(value)}, expected 4 sizes {IMAGES}")
+        raise ValueError(f"{name} is {described(value)}, expected 4 sizes {IMAGES}")
     n, c, h, w = (integer(item, f"{name}[{axis}]", 0) for axis, item in enumerate(items))
     require_room(f"by {name}, the result", (n, c, h, w))
     return n, c, h, w
 
 
-def number(value: object, name: str, least: float = -np.inf) -> float:
+def number(
+    value: object, name: str, least: float = -np.inf, most: float = np.inf, below: float = np.inf
+) -> float:
     """Return a real, finite number as a float."""
-    if type(value) is float and least <= value < np.inf:
+    if type(value) is float and least <= value <= most and value < below:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {_described(value)}, expected a number")
-    result = float(value)
-    if not (np.isfinite(result) and result >= least):
-        expected = "a finite number" + (f" of at least {least:g}" if least > -np.inf else "")
-        raise ValueError(f"{name} is {result}, expected {expected}")
+        raise TypeError(f"{name} is {described(value)}, expected a number")
+    try:
+        result = float(value)
+    except OverflowError:  # an int of 400 digits
+        result = np.inf
+    if not (np.isfinite(result) and least <= result <= most and result < below):
+        limits = "" if least == -np.inf else f" from {least:g}"
+        limits += "" if most == np.inf else f" to {most:g}"
+        limits += "" if below == np.inf else f" to below {below:g}"
+        raise ValueError(f"{name} is {value}, expected a finite number{limits}")
     return result
 
 
@@ -250,7 +264,7 @@ def choice(value: object, name: str, choices: tuple[str | None, ...]) -> Any:
             return value
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
     raise TypeError(
-        f"{name} is {_described(value)}, expected one of {', '.join(map(repr, choices))}"
+        f"{name} is {described(value)}, expected one of {', '.join(map(repr, choices))}"
     )
 
 
@@ -259,7 +273,7 @@ def flag(value: object, name: str) -> bool:
     if value is True or value is False:
         return value
     if not (isinstance(value, bool | np.bool_) or (type(value) is int and value in (0, 1))):
-        raise TypeError(f"{name} is {_described(value)}, expected True or False")
+        raise TypeError(f"{name} is {described(value)}, expected True or False")
     return bool(value)
 
 
@@ -269,5 +283,53 @@ def needed(need: object) -> tuple[bool, bool, bool]:
         return need
     items = _sequence(need)
     if items is None or len(items) != 3:
-        raise ValueError(f"need is {_described(need)}, expected three booleans (x, weight, bias)")
+        raise ValueError(f"need is {described(need)}, expected three booleans (x, weight, bias)")
     return flag(items[0], "need[0]"), flag(items[1], "need[1]"), flag(items[2], "need[2]")
+
+
+# ---------------------------------------------------------------- objects
+
+
+def generator(value: object, name: str = "rng") -> np.random.Generator:
+    """Return a generator of random numbers: the one given, or one that a seed or None begins."""
+    wrong: type[Exception] = TypeError
+    if not isinstance(value, bool):
+        try:
+            return np.random.default_rng(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            wrong = type(error)
+    raise wrong(
+        f"{name} is {described(value)}, expected None, an integer from 0 or a "
+        "numpy.random.Generator"
+    )
+
+
+def methods(
+    value: object, name: str, wanted: Mapping[str, tuple[str, ...]], example: str = ""
+) -> None:
+    """Raise unless an object has the methods, each of which can be called with those arguments."""
+    for method, arguments in wanted.items():
+        function = getattr(value, method, None)
+        if not isinstance(value, type) and callable(function):
+            try:
+                signature(function).bind(*arguments)
+                continue
+            except ValueError:  # a function in C that does not tell
+                continue
+            except TypeError:
+                pass
+        text = " and ".join(f"{name}({', '.join(names)})" for name, names in wanted.items())
+        raise TypeError(
+            f"{name} is {described(value)}, expected an object with {text}"
+            + (f", such as {example}" if example else "")
+        )
+
+
+def path(value: object, name: str = "path") -> str:
+    """Return the name of a file or folder as a string."""
+    try:
+        return os.fsdecode(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"{name} is {described(value)}, expected a file name: a str or an os.PathLike"
+        ) from None

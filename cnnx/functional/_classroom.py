@@ -5,13 +5,22 @@ Same names, same order of arguments, same ``(out, cache)``; the loops are gone.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import re
+from typing import Any, NamedTuple, NoReturn
 
 from cnnx.functional._activation import activation_backward_from_output
-from cnnx.functional._arguments import IMAGES, Array, IntOrPair, PaddingLike, floats, padding
+from cnnx.functional._arguments import IMAGES, Array, IntOrPair, PaddingLike, floats
 from cnnx.functional._conv import Activation, conv2d, conv2d_backward
 
 _ARRAYS = (("X", 4, IMAGES, True), ("W", 4, "(F, C, KH, KW)", True), ("b", None, "", False))
+_NAMES = {  # what errors of the functions used here call what homework calls otherwise
+    "x": "X",
+    "weight": "W",
+    "bias": "b",
+    "padding": "pad",
+    "grad_out": "dout",
+    "conv2d": "conv_forward",
+}
 
 
 class ConvCache(NamedTuple):
@@ -75,8 +84,14 @@ def conv_forward(
            [3., 0., 0.],
            [3., 0., 0.]])
     """
-    floats(_ARRAYS, X, W, b)  # for the sake of these names in an error
-    padding(pad, "pad")
+    floats(_ARRAYS, X, W, b)
+    if (
+        X.shape[1] and X.shape[1] != W.shape[1]
+    ):  # conv2d would speak of groups, which homework has not
+        raise ValueError(
+            f"W has shape {W.shape}, expected X's {X.shape[1]} channels along axis 1; X has shape "
+            f"{X.shape}"
+        )
     bias, bias_shape = b, None
     if b is not None:
         bias, bias_shape = b.reshape(-1), b.shape
@@ -85,7 +100,10 @@ def conv_forward(
                 f"b has shape {b.shape}, expected one number for each of the {W.shape[0]} filters "
                 f"of W, which has shape {W.shape}: (F,), (F, 1), (1, F), ..."
             )
-    out = conv2d(X, W, bias, stride, pad, activation=activation)
+    try:
+        out = conv2d(X, W, bias, stride, pad, activation=activation)
+    except (TypeError, ValueError) as error:
+        _raise_renamed(error)
     kept = None if activation is None else out.copy()
     return out, ConvCache(X, W, bias_shape, stride, pad, activation, kept)
 
@@ -140,9 +158,19 @@ def conv_backward(dout: Array, cache: Any) -> tuple[Array, Array, Array | None]:
             f"cache is a {type(cache).__name__}, expected the second result of conv_forward"
         )
     (dout,) = floats((("dout", 4, "(N, F, Ho, Wo)", True),), dout)
-    if cache.out is not None:
-        dout = activation_backward_from_output(dout, cache.out, cache.activation)
     need = True, True, cache.bias_shape is not None
-    gradients: Any = conv2d_backward(dout, cache.X, cache.W, cache.stride, cache.pad, need=need)
+    try:
+        if cache.out is not None:
+            dout = activation_backward_from_output(dout, cache.out, cache.activation)
+        gradients: Any = conv2d_backward(dout, cache.X, cache.W, cache.stride, cache.pad, need=need)
+    except (TypeError, ValueError) as error:
+        _raise_renamed(error)
     dX, dW, db = gradients
     return dX, dW, None if db is None else db.reshape(cache.bias_shape)
+
+
+def _raise_renamed(error: TypeError | ValueError) -> NoReturn:
+    """Raise the error again, in homework's names."""
+    words = "|".join(_NAMES)
+    text = re.sub(rf"(?<!')\b({words})\b", lambda word: _NAMES[word[0]], str(error))
+    raise type(error)(text) from None

@@ -300,7 +300,8 @@ def conv2d_backward(
 # ---------------------------------------------------------------- transposed convolution
 
 
-def _transposed_pads(padding: PaddingLike) -> _shapes.Pads:
+def transposed_pads(padding: PaddingLike) -> _shapes.Pads:
+    """Return a transposed convolution's padding as (top, bottom, left, right)."""
     pads = parse_padding(padding)
     if isinstance(pads, str):
         raise ValueError(
@@ -365,7 +366,7 @@ def conv_transpose2d(
         x.shape,
         weight.shape,
         pair(stride, "stride"),
-        _transposed_pads(padding),
+        transposed_pads(padding),
         pair(output_padding, "output_padding", 0),
         pair(dilation, "dilation"),
         groups,
@@ -431,7 +432,7 @@ def conv_transpose2d_backward(
         x.shape,
         weight.shape,
         pair(stride, "stride"),
-        _transposed_pads(padding),
+        transposed_pads(padding),
         pair(output_padding, "output_padding", 0),
         pair(dilation, "dilation"),
         groups,

@@ -192,7 +192,7 @@ class Softmax(Layer):
 
     def __init__(self, axis: int = -1) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis = check.integer(axis, "axis", -(2**31))
 
     def forward(self, x: Array) -> Array:
         """Return the probabilities, in the shape of x."""

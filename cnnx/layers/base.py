@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._notebook import layer_table
+from cnnx.functional._arguments import described, flag
 
 Array = NDArray[Any]
 L = TypeVar("L", bound="Layer")
@@ -202,7 +203,8 @@ class Layer(ABC):
             If names are missing or unexpected, or shapes differ. All of them are listed, and the
             layer is as it was.
         TypeError
-            If an array's dtype cannot become the layer's, complex numbers for example.
+            If an array's dtype cannot become the layer's, complex numbers for example, or `state`
+            is no mapping.
         """
         load_state(self, state, strict)
         if self.frozen:
@@ -268,6 +270,9 @@ def state_of(layer: Any) -> dict[str, Array]:
 
 def load_state(layer: Any, state: Mapping[str, Any], strict: bool = True) -> None:
     """Do what :meth:`Layer.load_state_dict` says, for anything that counts as a layer."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is {described(state)}, expected a mapping of names to arrays")
+    flag(strict, "strict")
     own = {**arrays_of(layer, "params"), **arrays_of(layer, "buffers")}
     arrays = {name: np.asarray(state[name]) for name in own if name in state}
     faults = [

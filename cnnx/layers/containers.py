@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from cnnx.functional._activation import activation_backward_from_output, add
-from cnnx.functional._arguments import choice
+from cnnx.functional._arguments import choice, described
 from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
 from cnnx.layers.fusion import fused, relu_of_maxima
 from cnnx.layers.pool import MaxPool2D
@@ -277,7 +277,7 @@ def _walk(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for method in ("forward", "backward"):
             if not callable(getattr(child, method, None)):
                 raise TypeError(
-                    f"layer {prefix}{name} is a {type(child).__name__} without {method}(), "
+                    f"layer {prefix}{name} is {described(child)}, without {method}(), "
                     "expected an object with forward and backward"
                 )
         yield prefix + name, child

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnx import _shapes
 from cnnx import functional as F
 from cnnx.functional import _arguments as check
 from cnnx.functional._activation import activation_backward_from_output
@@ -18,6 +19,7 @@ from cnnx.functional._conv import (
     PaddingMode,
     forward,
     prepared,
+    transposed_pads,
 )
 from cnnx.layers.base import Array
 from cnnx.layers.weighted import Seed, WeightedLayer
@@ -208,8 +210,10 @@ class ConvTranspose2D(WeightedLayer):
     ) -> None:
         super().__init__()
         kernel = _check_options(in_channels, out_channels, kernel_size, stride, dilation, groups)
-        check.padding(padding)
-        check.pair(output_padding, "output_padding", 0)
+        transposed_pads(padding)
+        extra = check.pair(output_padding, "output_padding", 0)
+        steps, spread = check.pair(stride, "stride"), check.pair(dilation, "dilation")
+        _shapes.require_one_convolution(extra, steps, spread)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel_size
@@ -220,7 +224,7 @@ class ConvTranspose2D(WeightedLayer):
         self.dilation = dilation
         shape = (in_channels, out_channels // groups, *kernel)
         # Of the kernel's pixels only every stride-th meets a given output pixel.
-        fan_in = in_channels // groups * prod(kernel) / prod(check.pair(stride, "stride"))
+        fan_in = in_channels // groups * prod(kernel) / prod(steps)
         self._begin(shape, fan_in, out_channels if check.flag(bias, "bias") else 0, dtype, rng)
 
     def forward(self, x: Array) -> Array:

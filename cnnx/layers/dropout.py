@@ -45,10 +45,8 @@ class Dropout(Layer):
 
     def __init__(self, p: float = 0.5, rng: Seed = None) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"p is {p!r}, expected 0 <= p < 1")
-        self.p = p
-        self.rng = np.random.default_rng(rng)
+        self.p = check.number(p, "p", 0, below=1)
+        self.rng = check.generator(rng)
 
     def forward(self, x: Array) -> Array:
         """Return x with elements dropped; x itself after :meth:`~cnnx.Layer.eval`."""

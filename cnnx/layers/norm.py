@@ -34,7 +34,7 @@ class BatchNorm2D(Layer):
     eps : float
         Added to the variance, so that constant channels do not divide by zero.
     momentum : float
-        The share of the new batch in the running statistics.
+        The share of the new batch in the running statistics, from 0 to 1.
     affine : bool
         Whether there are a weight and a bias.
     activation : {None, "relu", "relu6"}
@@ -77,7 +77,7 @@ class BatchNorm2D(Layer):
         super().__init__()
         self.num_features = check.integer(num_features, "num_features", 1)
         self.eps = check.number(eps, "eps", 0.0)
-        self.momentum = check.number(momentum, "momentum", 0.0)
+        self.momentum = check.number(momentum, "momentum", 0, 1)
         self.affine = check.flag(affine, "affine")
         self.activation = check.choice(activation, "activation", ACTIVATIONS)
         self.dtype = checked_dtype(dtype)

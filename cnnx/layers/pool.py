@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnx import _shapes
 from cnnx import functional as F
 from cnnx.functional import _arguments as check
 from cnnx.functional._activation import activation_backward_from_output
@@ -62,13 +63,10 @@ class MaxPool2D(Layer):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        check.pair(pool_size, "pool_size")
-        check.pair(pool_size if stride is None else stride, "stride")
-        check.padding(padding)
+        _check_window(pool_size, stride, padding, dilation)
         self.pool_size = pool_size
         self.stride = stride
         self.padding = padding
-        check.pair(dilation, "dilation")
         self.dilation = dilation
         self.ceil_mode = check.flag(ceil_mode, "ceil_mode")
 
@@ -144,9 +142,7 @@ class AvgPool2D(Layer):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__()
-        check.pair(pool_size, "pool_size")
-        check.pair(pool_size if stride is None else stride, "stride")
-        check.padding(padding)
+        _check_window(pool_size, stride, padding, 1)
         self.pool_size = pool_size
         self.stride = stride
         self.padding = padding
@@ -196,3 +192,14 @@ class GlobalAvgPool2D(Layer):
         """Return grad_x (N, C, H, W) for grad_out (N, C)."""
         (shape,) = self._recall()
         return F.global_avg_pool2d_backward(grad_out, shape)
+
+
+def _check_window(
+    pool_size: IntOrPair, stride: IntOrPair | None, padding: PaddingLike, dilation: IntOrPair
+) -> None:
+    """Raise for a window that fits no image."""
+    window = check.pair(pool_size, "pool_size")
+    check.pair(pool_size if stride is None else stride, "stride")
+    spread, pads = check.pair(dilation, "dilation"), check.padding(padding)
+    if pads != "same":  # which never reaches beyond the window
+        _shapes.require_window_beyond(pads, window, spread)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnx.functional import _arguments as check
 from cnnx.layers.base import Array, Layer, checked_dtype
 
 Seed = int | np.random.Generator | None
@@ -30,7 +31,7 @@ def he_normal(
     rng : None, int or numpy.random.Generator
         A seed, or where to draw from; None is different each time.
     """
-    numbers = np.random.default_rng(rng).standard_normal(shape)
+    numbers = check.generator(rng).standard_normal(shape)
     weights: Array = (numbers * np.sqrt(2.0 / fan_in)).astype(dtype)
     return weights
 

@@ -1,0 +1,99 @@
+"""Reading npz files of numbers, which may be damaged or made to do harm.
+
+NumPy's own reader allocates what an array's header promises before it looks whether the file has as
+much, and meets damage with a dozen kinds of exception. Here all of it is a ``ValueError``, pickles
+are never read, names are only names (nothing is unpacked to a disk), and at most `warranted` bytes
+come out of a file.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnx._shapes import Shape
+
+# Compressed digits and photographs unpack to 2 to 20 times the file, and zeros may to 1000 times.
+# What goes beyond is no set of images, and no trained weights.
+_RATIO, _SMALL = 100, 2**26
+_MOST_DIMENSIONS = 32
+_LONGEST_TEXT = 300
+_NPY = ".npy"
+
+
+def warranted(size: int) -> int:
+    """How many bytes a compressed file of `size` bytes may unpack to."""
+    return max(_RATIO * size, _SMALL)
+
+
+def read_npz(content: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz file by name, read-only; ValueError where it is not whole."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return _arrays(archive, warranted(len(content)))
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile knows many kinds
+        text = str(error) or type(error).__name__
+        if len(text) > _LONGEST_TEXT:  # zipfile quotes a name of 64 KiB
+            text = text[:_LONGEST_TEXT] + " ..."
+        raise ValueError(text) from error
+
+
+def _arrays(archive: zipfile.ZipFile, room: int) -> dict[str, NDArray[Any]]:
+    entries = archive.infolist()
+    # Before anything is read, and where the directory lies, too, no more than that is read.
+    size = sum(entry.file_size for entry in entries)
+    if size > room:
+        raise ValueError(f"its arrays would take {size:,} bytes, expected at most {room:,}")
+    arrays: dict[str, NDArray[Any]] = {}
+    for entry in entries:
+        name = entry.filename.removesuffix(_NPY)
+        if name in arrays or not entry.filename.endswith(_NPY):
+            raise ValueError(f"entry {entry.filename!r} is no array, or there are two of its name")
+        try:
+            with archive.open(entry) as file:
+                # Not read(), which would unpack all there is, whatever the directory says.
+                arrays[name] = _array(file.read(entry.file_size))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"array {name!r}: {error}") from error
+    return arrays
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """Return the array of an npy file."""
+    shape, fortran, dtype, start = _header(content)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they are pickles")
+    if dtype.kind not in "biufc" or dtype.subdtype is not None:
+        raise ValueError(f"its dtype is {dtype}, expected numbers")
+    if len(shape) > _MOST_DIMENSIONS or any(n < 0 for n in shape):
+        raise ValueError(f"its shape is {shape}")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(content) - start != expected:
+        raise ValueError(
+            f"{dtype} of shape {shape} are {expected:,} bytes, but {len(content) - start:,} came"
+        )
+    flat = np.frombuffer(content, dtype, offset=start)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _header(content: bytes) -> tuple[Shape, bool, np.dtype[Any], int]:
+    """Return what an npy file says about its array, and where the numbers begin."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"its npy version is {version}, expected (1, 0) or (2, 0)")
+    shape, fortran, dtype = readers[version](file)
+    return shape, fortran, dtype, file.tell()
