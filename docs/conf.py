@@ -6,7 +6,7 @@ site is what this version computes. Nothing is fetched: formulas become MathML, 
 files, and there are no links into other projects' indexes to resolve.
 """
 
-import re
+import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
@@ -17,9 +17,7 @@ sys.path.append(str(HERE / "_ext"))
 project = "cnnx"
 author = "The cnnx authors"
 project_copyright = author
-version = release = re.search(
-    r'(?m)^version = "(.+)"$', (HERE.parent / "pyproject.toml").read_text(encoding="utf-8")
-)[1]
+version = release = importlib.metadata.version("cnnx")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_nb", "mathml"]
 templates_path = ["_templates"]

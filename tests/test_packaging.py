@@ -36,10 +36,18 @@ needs_installed = pytest.mark.skipif(
 )
 
 
-@needs_installed
-def test_version() -> None:
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'\nversion = "{cnnx.__version__}"\n' in text
+def test_changelog() -> None:
+    """The versions in their order, what comes next on top; a release has its section first."""
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"(?m)^## (.*)$", text)
+    if re.fullmatch(r"\d+\.\d+\.\d+", cnnx.__version__):  # else 0.2.1.dev3+g1234567
+        assert headings[0].startswith(f"[{cnnx.__version__}] - ")
+    versions = []
+    for heading in headings[headings[0] == "[Unreleased]" :]:
+        release = re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d\d-\d\d", heading)
+        assert release, heading
+        versions.append(tuple(map(int, release.groups())))
+    assert versions == sorted(set(versions), reverse=True)
 
 
 # ---------------------------------------------------------------------------- names
