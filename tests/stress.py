@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from test_threads import SPLIT, bits, random
+from split import SPLIT, bits, random
 
 import cnnx
 
