@@ -17,7 +17,9 @@ def best_times(
 ) -> dict[str, float]:
     """Fastest run of each candidate, in seconds, over at least `seconds` and three rounds.
 
-    A turn is one run; with `turn` it is three, and more until it has lasted that many seconds.
+    A turn is three runs, and more until it has lasted `turn` seconds. Its first run wakes the
+    library's threads, which slept while another library's ran: were a turn one run, of two
+    candidates of one library the second would never pay for that.
     """
     for run in candidates.values():
         run()
@@ -26,7 +28,7 @@ def best_times(
     while rounds < 3 or time.perf_counter() - start < seconds:
         for name, run in candidates.items():
             until, runs = time.perf_counter() + turn, 0
-            while runs < (3 if turn else 1) or time.perf_counter() < until:
+            while runs < 3 or time.perf_counter() < until:
                 begin = time.perf_counter()
                 run()
                 best[name] = min(best[name], time.perf_counter() - begin)

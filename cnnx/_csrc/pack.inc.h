@@ -86,6 +86,11 @@ static void FN(pack_weights)(const void *problem, int64_t task, void *scratch)
         for (int64_t c = 0; c < p->C; c++)
             for (int64_t t = begin; t < end; t++, out += MR) {
                 const T *from = w + c * p->w_in + p->w_tap[t];
+                if (p->w_out == 1 && mr == MR) { /* the input gradient of 1x1 */
+                    PREFETCH(from + 16 * p->w_in);
+                    memcpy(out, from, MR * sizeof(T));
+                    continue;
+                }
                 for (int64_t i = 0; i < mr; i++) out[i] = from[i * p->w_out];
                 for (int64_t i = mr; i < MR; i++) out[i] = 0;
             }
