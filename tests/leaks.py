@@ -58,11 +58,13 @@ def operations() -> Iterator[tuple[str, Callable[[], Any]]]:
 
     ones = np.ones((1, 2, 3, 3), np.float32)
     far = np.full(ones.shape, 99)
-    yield "max_pool2d_backward with a wrong index", raising(
-        lambda: cnnx.max_pool2d_backward(ones, far, (1, 2, 4, 4))
+    yield (
+        "max_pool2d_backward with a wrong index",
+        raising(lambda: cnnx.max_pool2d_backward(ones, far, (1, 2, 4, 4))),
     )
-    yield "global_avg_pool2d_backward beyond all memory", raising(
-        lambda: cnnx.global_avg_pool2d_backward(ones[..., 0, 0], (1, 2, 2**19, 2**19))
+    yield (
+        "global_avg_pool2d_backward beyond all memory",
+        raising(lambda: cnnx.global_avg_pool2d_backward(ones[..., 0, 0], (1, 2, 2**19, 2**19))),
     )
     loss, scores, labels = cnnx.SoftmaxCrossEntropy(), np.ones((4, 3)), np.arange(4) % 3
     yield "cross entropy", lambda: (loss.forward(scores, labels), loss.backward())
