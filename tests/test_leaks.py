@@ -10,7 +10,6 @@ from pathlib import Path
 import leaks
 import pytest
 
-
 WATCHED = any(tool in os.environ.get("LD_PRELOAD", "") for tool in ("asan", "vgpreload"))
 
 
