@@ -7,6 +7,7 @@ nothing beyond an array is touched (some stand beside an unmapped page).
 
 `test_fuzz` runs some hundred calls of each, the same every time. To look for new ones:
 ``python -m tests.fuzz --minutes 30``. It ends at the first failure, as small as it can be made.
+Of a crash nothing is left but Python's stack: the same --seed with --trace tells the case before.
 """
 
 from __future__ import annotations
