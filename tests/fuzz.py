@@ -203,6 +203,10 @@ def _each_need(backward: Callable[..., Any]) -> Callable[..., Any]:
 def check_conv2d(case: Conv, setting: Setting) -> None:
     x, weight, bias, grad_out = _numbers(setting, case.x, case.weight, case.bias, case.grad_out)
     (out,) = setting.results(lambda *a: cnnx.conv2d(*a, **case.options), x, weight, bias)
+    filled = np.full_like(out, np.nan)
+    with setting.chosen():
+        assert cnnx.conv2d(x, weight, bias, **case.options, out=filled) is filled
+    assert_array_equal(filled, out)
     gradients = setting.results(
         lambda *a: _each_need(cnnx.conv2d_backward)(*a, **case.options), grad_out, x, weight
     )
