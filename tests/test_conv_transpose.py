@@ -91,6 +91,9 @@ CASES = [
     Case("depthwise_multiplier", groups=4, group_filters=2, pads=(1, 0, 0, 1)),
     Case("one_filter", group_filters=1),
     Case("one_pixel_image", hw=(1, 1), kernel=(3, 2)),
+    # Most of the image is cut off, so that copies of its rows are shorter than the rows themselves.
+    Case("pads_cut_most_off", hw=(9, 70), pads=(3, 5, 25, 30), group_filters=2),
+    Case("pads_cut_most_off_strided", (9, 50), (4, 4), (2, 2), (5, 5, 40, 37), group_filters=2),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -154,31 +155,34 @@ def test_no_backward(backend: str) -> None:
 
 @pytest.mark.skipif(KERNELS is None, reason="the compiled kernels are missing")
 def test_kept_weights_serve_only_their_own_problem(rng: np.random.Generator) -> None:
-    # One layer over images, batches, threads, algorithms, instruction sets and dtypes in turn.
+    # One layer over images, batches, threads, algorithms, instruction sets and dtypes in turn; the
+    # batches innermost, for only between them is what was kept of the right kind.
     layer = cnnx.Conv2D(16, 24, 3, padding=1, activation="relu", rng=0)
     before, threads, isa = layer.params["weight"], cnnx.get_num_threads(), KERNELS.isa()
-    kept = None
-    try:
+    batches = [
+        rng.standard_normal((n, 16, size, size)).astype(dtype)
         for n, size, dtype in (
             (1, 8, "float32"),
             (9, 8, "float32"),
+            (12, 40, "float32"),  # so many tiles that Winograd's weights are transformed ahead
             (2, 40, "float32"),
             (1, 8, "float64"),
-        ):
-            x = rng.standard_normal((n, 16, size, size)).astype(dtype)
-            layer.params["weight"] = before.astype(dtype)
-            for name in (*ISAS, isa):
-                for count in (1, 2):
-                    for winograd in (False, True):
-                        KERNELS.use_isa(name)
-                        cnnx.set_num_threads(count)
-                        cnnx.set_winograd(winograd)
-                        known = layer.unfreeze()(x)
-                        layer.frozen = True  # with what it has kept of the problem before
-                        layer._kept = kept
-                        for _ in range(2):
-                            assert_array_equal(layer(x), known)
-                        kept = layer._kept
+        )
+    ]
+    kept = None
+    try:
+        for name, winograd, count in product((*ISAS, isa), (False, True), (1, 2)):
+            KERNELS.use_isa(name)
+            cnnx.set_num_threads(count)
+            cnnx.set_winograd(winograd)
+            for x in batches:
+                layer.params["weight"] = before.astype(x.dtype)
+                known = layer.unfreeze()(x)
+                layer.frozen = True  # with what it has kept of the problem before
+                layer._kept = kept
+                for _ in range(2):
+                    assert_array_equal(layer(x), known)
+                kept = layer._kept
     finally:
         KERNELS.use_isa(isa)
         cnnx.set_num_threads(threads)

@@ -14,7 +14,7 @@ from strategies import ALL_MODES, Conv, convolutions
 
 @pytest.mark.parametrize("name", fuzz.CHECKS)
 def test_calls_by_chance(name: str) -> None:
-    hypothesis.settings(max_examples=150)(fuzz.search(name))()
+    hypothesis.settings(max_examples=300)(fuzz.search(name))()
 
 
 @given(case=convolutions(ALL_MODES))

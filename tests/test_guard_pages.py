@@ -6,6 +6,7 @@ pytest shows in which test. Results begin as NaN, so that a number nobody wrote 
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import guard
@@ -55,7 +56,8 @@ print("inside", flush=True)
 ctypes.string_at(array.ctypes.data + ({-1 if behind else 24}), 1)
 """
     done = python(code, tmp_path)
-    assert (done.stdout, done.returncode) == ("inside\n", -11), done.stderr
+    assert done.stdout == "inside\n", done.stderr
+    assert done.returncode in (-signal.SIGSEGV, -signal.SIGABRT), done.stderr  # a sanitizer aborts
 
 
 @pytest.mark.parametrize("call", CALLS, ids=call_id)
@@ -79,6 +81,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
         (5, 3, 2, 3),
         {"padding": (5, 41), "stride": (2, 35), "dilation": (5, 40)},
     ),
+    "small_images": ((31, 5, 5), (17, 5, 2, 3), {}),  # of which a chunk takes several
     "many_channels": ((1, 40, 3), (40, 40, 3, 3), {"padding": 1}),
 }
 
@@ -91,6 +94,8 @@ def test_convolution(name: str, algorithm: str, isa: str, dtype: Any, behind: bo
     KERNELS.use_algorithm(algorithm)
     try:
         for width in WIDTHS[:: 1 if algorithm == "by shape" else 3]:
+            if width < weight[3] - 2 * np.max(options.get("padding", 0)):
+                continue
             x = (*image, width)
             call = Call("conv2d", {"x": x, "weight": weight, "bias": weight[:1]}, options)
             arrays = call.arrays(dtype)

@@ -40,6 +40,15 @@ def test_layout(call: Call, layout: str, backend: str, dtype: Any) -> None:
             assert_array_equal(result, known, err_msg=argument)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_the_kernels_are_given(layout: str, dtype: Any) -> None:
+    # On x86 they would bear a misaligned array, but C has no such thing.
+    array = LAYOUTS[layout](np.arange(24, dtype=dtype).reshape(2, 3, 4))
+    (given,) = cnnx.functional._arguments.floats((("x", 3, "", True),), array)
+    assert given.flags.c_contiguous and given.flags.aligned and given.dtype.isnative
+    assert_array_equal(given, array)
+
+
 @each_call
 def test_all_at_once(call: Call, backend: str, dtype: Any) -> None:
     arrays = call.arrays(dtype)

@@ -20,7 +20,7 @@ def test_every_mutant_has_its_place() -> None:
     entries = mutate.mutants()
     assert len(entries) >= 50
     for mutant in entries:
-        mutate.span(mutant, (ROOT / mutant["file"]).read_text())
+        mutate.span(mutant, (ROOT / mutant["file"]).read_text(encoding="utf-8"))
         assert mutant["old"] != mutant["new"] and mutant["breaks"]
         assert mutant["tests"]
         for name in mutant["tests"]:

@@ -341,6 +341,16 @@ def test_indices_of_another_window(size: naive.Pair, implementation: str, dtype:
     assert_array_equal(cnnx.max_pool2d_backward(grad_out, indices, shape), expected)
 
 
+@pytest.mark.parametrize("bad", [-1, -(2**40), 8 * 34, 8 * 34 + 1, 2**40])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 1, 3, 16), (1, 2, 2, 5)])
+def test_index_just_outside_the_image(place: Any, bad: int, implementation: str) -> None:
+    indices = np.arange(4 * 17).reshape(1, 1, 4, 17) * 4 % (8 * 34) + np.zeros((2, 3, 1, 1), int)
+    indices[place] = bad
+    grad_out = np.ones(indices.shape)
+    with pytest.raises(ValueError, match=f"indices holds {bad} at "):
+        cnnx.max_pool2d_backward(grad_out, indices, (2, 3, 8, 34))
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("hw", [(7, 9), (8, 40), (9, 67), (33, 33)])
 @pytest.mark.parametrize("shift", [None, -1, 1, -2, 2, "row"])
