@@ -181,7 +181,10 @@ cdef extern from *:
     #include <intrin.h>
     static int64_t cnnx_add(int64_t *counter, int64_t n) { return _InterlockedExchangeAdd64(counter, n); }
     #else
-    static int64_t cnnx_add(int64_t *counter, int64_t n) { return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED); }
+    static int64_t cnnx_add(int64_t *counter, int64_t n)
+    {
+        return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+    }
     #endif
     """
     const int cnnx_openmp
@@ -190,6 +193,7 @@ cdef extern from *:
 cdef extern from "_csrc/watch.h" nogil:
     ctypedef struct cnnx_watch:
         int on, stopped
+        int64_t step
     int64_t cnnx_look(cnnx_watch *watch)
 
 
@@ -328,7 +332,7 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
         memory = <char *>cnnx_take(size)
         if memory == NULL:
             raise MemoryError(f"cannot allocate {size} bytes of scratch")
-    memset(&watch, 0, sizeof(watch))
+    watch.step = watch.stopped = 0
     watch.on = tasks > 1 and PyThread_get_thread_ident() == signalled
     with nogil:
         if threads == 1:

@@ -21,14 +21,13 @@ typedef struct {
 static int64_t cnnx_look(cnnx_watch *w)
 {
     if (!w->on) return INT64_MAX;
-    if (!w->step) return w->step = 1; /* most calls are over before there is a clock to be read */
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     const double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    if (w->step == 0 || now < w->asked) w->asked = now; /* the first look, or the clock was set back */
     /* A task may take 50 ns or 50 ms: the step doubles while it takes less than a millisecond. */
-    w->step = now - w->read < 1e-3 ? 2 * w->step : 1;
+    w->step = w->step > 0 && now - w->read < 1e-3 ? 2 * w->step : 1;
     w->read = now;
-    if (w->asked == 0 || now < w->asked) w->asked = now; /* the first time, or the clock was set back */
     if (now - w->asked < 0.2) return w->step;
     w->asked = now;
     const PyGILState_STATE state = PyGILState_Ensure();
