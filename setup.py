@@ -28,8 +28,8 @@ OPTIMISE = ["/O2", "/std:c11"]
 if not MSVC:
     OPTIMISE = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11"]
 # For the kernels with gcc: -O2 and what of -O3 pays. All of -O3 is a fifth larger, compressed, and
-# no faster: the mean of the layers' times over those at -O3 is 0.97 to 1.01 by AVX2 and 0.99 to 1.00
-# by AVX-512. At -O2 alone loops are not vectorised: Adam takes 9 times as long.
+# no faster: the mean of the layers' times over those at -O3 is 0.97 to 1.01 by AVX2 and 0.99 to
+# 1.00 by AVX-512. At -O2 alone loops are not vectorised: Adam takes 9 times as long.
 KERNELS = [
     "-O2",
     "-ftree-loop-vectorize",

@@ -1,7 +1,7 @@
-"""Compares what an sdist holds with what git holds: ``python tools/check_sdist.py dist/cnnx-*.tar.gz``.
+"""Compares an sdist with git's files: ``python tools/check_sdist.py dist/cnnx-*.tar.gz``.
 
-Every file of the repository is in it, but for those that serve the repository alone, and nothing else
-is, but for the metadata that the build adds.
+Every file of the repository is in it, but for those that serve the repository alone, and nothing
+else is, but for the metadata that the build adds.
 """
 
 from __future__ import annotations
