@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Compares an sdist with git: ``python tools/check_sdist.py dist/cnnx-*.tar.gz``.
-=======
 """Compares an sdist with git's files: ``python tools/check_sdist.py dist/cnnx-*.tar.gz``.
->>>>>>> w-wheel
 
 Every file of the repository is in it, but for those that serve the repository alone, and nothing
 else is, but for the metadata that the build adds.
