@@ -49,7 +49,8 @@ static inline int64_t FN(strip)(const cnnx_pool *p) { return FN(align)(p->cols +
 /* 2x2 windows side by side, a row of them as two rows of pixels, all of which are written once. A phase of the
  * pixels gets a quarter of g (average, index NULL) or g where the index names it (maximum). The answer is 0 where
  * some index names a pixel outside its window; only a caller's own do that. */
-static int FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *index, T *y, const T *end)
+static ALWAYS_INLINE int
+FN(spread_pairs)(const cnnx_pool *p, const T *grad, const int64_t *index, T *y, const T *end)
 {
     const int64_t W = p->W, cols = p->cols, n = cols < VL ? cols : VL;
     FN(integers) twice, counted, wrong = {0};
