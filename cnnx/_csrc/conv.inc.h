@@ -538,6 +538,8 @@ static void FN(conv_half)(const FN(job) *o, int half)
                         FN(gemm_vectors)(kc, a, v.from, o->offset, to, out ? dense : NR, out ? bias : NULL,
                                          first, out, p->activation, &ahead);
                         if (out) continue;
+                    } else if (to - at <= VL) {
+                        FN(gemm_narrow)(kc, a, b, tile, first, &ahead);
                     } else {
                         FN(gemm_full)(kc, a, b, tile, NR, NULL, first, 0, CNNX_NONE, &ahead);
                     }

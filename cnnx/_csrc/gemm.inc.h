@@ -1,6 +1,6 @@
 /* The register tile.
  *
- * gemm_tile:  acc[i][j] = sum over k < kc of a[k*MR + i] * b[k][j]
+ * gemm_tile:  for nv of its NV vectors, acc[i][j] = sum over k < kc of a[k*MR + i] * b[k][j]
  *   a: (kc, MR) panel. Vector v of row k of b lies at b[v] + k*NR, which is a packed (kc, NR) panel, or at
  *   b[v] + offset[k]. MR x NV vectors of accumulators stay in registers: 4 x 3 of 8 floats for AVX2, 12 of its
  *   16 registers, which covers the 2 x 4 cycles that two FMA units need in flight.
@@ -35,27 +35,27 @@ static ALWAYS_INLINE void FN(ask)(FN(ahead) *a)
 #define GEMM_STRETCH 16 /* steps of the depth between two looks ahead */
 
 static ALWAYS_INLINE void
-FN(gemm_tile)(const int packed, int64_t kc, const T *restrict a, const T *const *b, const int64_t *offset,
+FN(gemm_tile)(const int packed, const int nv, int64_t kc, const T *restrict a, const T *const *b, const int64_t *offset,
               V acc[MR][NV], FN(ahead) *ahead)
 {
     V c[MR][NV];
     const T *from[NV];
-    UNROLL for (int j = 0; j < NV; j++) from[j] = b[j];
+    UNROLL for (int j = 0; j < nv; j++) from[j] = b[j];
     UNROLL for (int i = 0; i < MR; i++)
-        UNROLL for (int j = 0; j < NV; j++) c[i][j] = (V){0};
+        UNROLL for (int j = 0; j < nv; j++) c[i][j] = (V){0};
     for (int64_t k = 0; k < kc;) {
         const int64_t end = kc - k < GEMM_STRETCH ? kc : k + GEMM_STRETCH;
         FN(ask)(ahead);
         for (; k < end; k++, a += MR) {
             const int64_t at = packed ? k * NR : offset[k];
             V bk[NV];
-            UNROLL for (int j = 0; j < NV; j++) bk[j] = *(const VU *)(from[j] + at);
+            UNROLL for (int j = 0; j < nv; j++) bk[j] = *(const VU *)(from[j] + at);
             UNROLL for (int i = 0; i < MR; i++)
-                UNROLL for (int j = 0; j < NV; j++) c[i][j] += a[i] * bk[j];
+                UNROLL for (int j = 0; j < nv; j++) c[i][j] += a[i] * bk[j];
         }
     }
     UNROLL for (int i = 0; i < MR; i++)
-        UNROLL for (int j = 0; j < NV; j++) acc[i][j] = c[i][j];
+        UNROLL for (int j = 0; j < nv; j++) acc[i][j] = c[i][j];
 }
 
 /* Vector v of row i, at c[v] + i*ldc, = act(acc[i][v] + start), start being bias[i] or 0 for the first block of the
@@ -100,8 +100,17 @@ FN(gemm_full)(int64_t kc, const T *a, const T *b, T *c, int64_t ldc, const T *bi
         from[j] = b + j * VL;
         to[j] = c + j * VL;
     }
-    FN(gemm_tile)(1, kc, a, from, NULL, acc, ahead);
+    FN(gemm_tile)(1, NV, kc, a, from, NULL, acc, ahead);
     FN(store_tile)(acc, to, ldc, bias, first, last, activation);
+}
+
+/* Only the first vector of each row, into rows of NR numbers: few pixels, as in the last layers of a small net. */
+static NOINLINE void
+FN(gemm_narrow)(int64_t kc, const T *a, const T *b, T *c, int first, FN(ahead) *ahead)
+{
+    V acc[MR][NV];
+    FN(gemm_tile)(1, 1, kc, a, &b, NULL, acc, ahead);
+    UNROLL for (int i = 0; i < MR; i++) *(VU *)(c + i * NR) = first ? acc[i][0] : acc[i][0] + *(VU *)(c + i * NR);
 }
 
 /* The same from vectors that lie anywhere to vectors anywhere. */
@@ -110,7 +119,7 @@ FN(gemm_vectors)(int64_t kc, const T *a, const T *const *b, const int64_t *offse
                  const T *bias, int first, int last, int activation, FN(ahead) *ahead)
 {
     V acc[MR][NV];
-    FN(gemm_tile)(0, kc, a, b, offset, acc, ahead);
+    FN(gemm_tile)(0, NV, kc, a, b, offset, acc, ahead);
     FN(store_tile)(acc, c, ldc, bias, first, last, activation);
 }
 
