@@ -645,7 +645,7 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     cdef const cnnx_kernels *k = table(grad_x)
     describe(&p, grad_x, grad_out, groups, taps, KH, KW, stride, pads, dilation)
     p.x, p.weight = cnp.PyArray_DATA(grad_out), cnp.PyArray_DATA(weight)
-    p.bias, p.y = data_or_null(bias), cnp.PyArray_DATA(grad_x)
+    p.bias, p.y, p.activation = data_or_null(bias), cnp.PyArray_DATA(grad_x), CNNX_NONE
     if may(DEPTHWISE, True) and k.depthwise_grad_plan != NULL and k.depthwise_grad_plan(&p):
         ran = DEPTHWISE
         run(k.depthwise_grad, &p, p.tasks, p.scratch, threads_for(p.N * groups * n * p.rows * p.cols))
@@ -656,7 +656,6 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
     p.w_out = n
     p.w_in = p.M * n
     p.w_group = p.C * p.w_in
-    p.activation = CNNX_NONE
     # Two phases of columns side by side fill whole rows. Winograd takes each alone, if it takes the largest.
     if sw == 2 and W > 1:
         describe_phase(&p, taps, KH, KW, pads, dilation, (sh - top % sh) % sh, (sw - left % sw) % sw, False)

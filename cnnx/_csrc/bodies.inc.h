@@ -11,6 +11,7 @@
 #endif
 #include "conv_weight.inc.h"
 #include "rows.inc.h"
+#include "depthwise_channels.inc.h"
 #include "depthwise.inc.h"
 #include "depthwise_grad.inc.h"
 #include "direct.inc.h"
@@ -93,6 +94,10 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
 #undef HIGH
 #undef EVEN
 #undef ODD
+#undef LOW_WITHIN
+#undef HIGH_WITHIN
+#undef EVEN_PIECES
+#undef ODD_PIECES
 #undef LEFT
 #undef RIGHT
 #undef V

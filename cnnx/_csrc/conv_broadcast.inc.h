@@ -73,6 +73,9 @@ static cnnx_conv FN(undealt)(const cnnx_conv *p)
     return q;
 }
 
+/* Numbers that a call reads and writes exceed what a last cache usually holds. */
+static int FN(streams)(int64_t numbers) { return numbers > (int64_t)(24 << 20) / (int64_t)sizeof(T); }
+
 static int FN(broadcast_plan)(cnnx_conv *p, int threads)
 {
     if (p->taps == 0 || p->rows * p->cols == 0 || (p->sw != 1 && p->sw != 2 && p->sw != 4)) return 0;

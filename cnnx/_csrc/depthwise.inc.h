@@ -7,7 +7,6 @@
  */
 #if defined(__GNUC__)
 #define TALL 7 /* divides 14, 28, 56 and 112, the usual sizes */
-#define UNROLL_ROWS _Pragma("GCC unroll 19") /* as many as a tile of stride 2 meets with a 7x7 kernel */
 
 /* Whether a 3x3 kernel of stride 1 meets rows that a vector holds, with a border of one pixel. */
 static ALWAYS_INLINE int FN(is_narrow)(const cnnx_conv *p)
@@ -116,24 +115,9 @@ static const FN(depthwise_rows) FN(depthwise_tiles)[2][2][3] = {
 #undef ROW
 };
 
-static inline int FN(kernel_size)(const cnnx_conv *p) { return p->taps == 9 ? 3 : p->taps == 25 ? 5 : 7; }
-
-/* Rows of a tile: seven, or four where they waste less. */
-static inline int64_t FN(tile_height)(int64_t rows)
+static void FN(depthwise_rows_plan)(cnnx_conv *p)
 {
-    return (rows + 6) / 7 * 7 > (rows + 3) / 4 * 5 ? 4 : 7;
-}
-
-static int FN(depthwise_plan)(cnnx_conv *p)
-{
-    int64_t bottom, right;
-    if (p->C != 1 || p->M != 1 || p->sh != p->sw || p->sh > 2 || p->ty != 1 || p->tx != 1) return 0;
-    if (p->taps != 9 && p->taps != 25 && p->taps != 49) return 0;
     const int K = FN(kernel_size)(p);
-    FN(reach)(p, &bottom, &right);
-    if (bottom - p->top != K - 1 || right - p->left != K - 1) return 0;
-    p->depth = p->taps;
-    p->panels = p->packed_size = 0; /* the weights are read as they are */
     const int64_t planes = p->N * p->groups, wanted = 8192; /* output pixels of a task: microseconds */
     p->block = FN(share)(p->rows, wanted / p->cols > TALL ? wanted / p->cols / 28 * 28 + 28 : 28);
     p->blocks = (p->rows + p->block - 1) / p->block;
@@ -145,12 +129,24 @@ static int FN(depthwise_plan)(cnnx_conv *p)
     p->image_size = FN(align)(FN(spare_rows)(p->tile_rows, p->W, p->image_width) * p->image_width);
     p->plane = (p->cols + VL - 1) / VL * K * VL;
     p->scratch = (size_t)(p->image_size + p->plane) * sizeof(T) + (size_t)p->tile_rows * sizeof(T *);
+}
+
+static int FN(depthwise_plan)(cnnx_conv *p)
+{
+    if (!FN(is_depthwise)(p)) return 0;
+    p->depth = p->taps;
+    p->panels = p->packed_size = 0; /* the weights are read as they are */
+    if (!FN(channels_plan)(p, 0)) FN(depthwise_rows_plan)(p);
     return 1;
 }
 
 static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
 {
     const cnnx_conv *p = problem;
+    if (p->c_step) {
+        FN(depthwise_channels)(p, 0, task, scratch);
+        return;
+    }
     T *spare = scratch;
     FN(integer) *mask = (FN(integer) *)(spare + p->image_size);
     const T **rows = (const T **)(mask + p->plane);

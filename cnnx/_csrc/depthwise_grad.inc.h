@@ -58,7 +58,8 @@ PAIRS(3) PAIRS(5) PAIRS(7)
 /* The problem is the forward's, but x is the output's gradient (read) and y the input's (written). */
 static int FN(depthwise_grad_plan)(cnnx_conv *p)
 {
-    if (p->sh != 2 || !FN(depthwise_plan)(p)) return 0;
+    if (p->sh != 2 || !FN(is_depthwise)(p)) return 0;
+    if (FN(channels_plan)(p, 1)) return 1;
     const int K = FN(kernel_size)(p), n = (K + 1) / 2;
     if ((p->top + K / 2) % 2 || (p->left + K / 2) % 2) return 0; /* taps would fall to the other phases */
     const int64_t planes = p->N * p->groups, pairs = (p->W + 1) / 2, down = (p->H + 1) / 2;
@@ -79,6 +80,10 @@ static void FN(depthwise_grad)(const void *problem, int64_t task, void *scratch)
 {
     static const FN(depthwise_rows) tiles[] = {FN(depthwise_pairs_3), FN(depthwise_pairs_5), FN(depthwise_pairs_7)};
     const cnnx_conv *p = problem;
+    if (p->c_step) {
+        FN(depthwise_channels)(p, 1, task, scratch);
+        return;
+    }
     T *spare = scratch;
     FN(integer) *mask = (FN(integer) *)(spare + p->image_size);
     const T **rows = (const T **)(mask + p->plane);
@@ -189,7 +194,9 @@ static const FN(depthwise_rows_sums) FN(depthwise_sums_of)[2][3] = {
 static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
 {
     cnnx_conv *p = &q->conv;
-    if (!FN(depthwise_plan)(p)) return 0;
+    if (!FN(is_depthwise)(p)) return 0;
+    p->depth = p->taps;
+    FN(depthwise_rows_plan)(p);
     const int64_t pieces = 32 / p->groups + 1;
     q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
     if (q->piece > 8192 / (p->rows * p->cols) + 1) q->piece = 8192 / (p->rows * p->cols) + 1;
