@@ -65,7 +65,9 @@ class BuildKernels(build_ext):
     def build_extensions(self) -> None:
         try:
             openmp = self.openmp()
+            flags = " ".join(OPTIMISE + openmp)
             for extension in self.extensions:
+                extension.define_macros.append(("CNNX_FLAGS", f'"{flags}"'))  # for cnnx info
                 extension.extra_compile_args += openmp
                 extension.extra_link_args += [] if MSVC else openmp
                 extension.extra_objects += self.kernels()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ def config() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cnnx": __version__,
         "python": platform.python_version(),
-        "numpy": np.__version__,
+        "numpy": f"{np.__version__} ({_blas()})",
         "platform": f"{sys.platform} {platform.machine()}",
+        "CPU": _cpu(),
+        "caches": _caches(),
         "backend": _dispatch.backend_name(),
     }
     if kernels is None:
@@ -39,15 +42,64 @@ def config() -> dict[str, Any]:
         facts["instruction set"] = kernels.isa()
         facts["instruction sets here"] = ", ".join(kernels.available_isas())
         facts["instruction sets built"] = ", ".join(build["instruction sets"])
+        facts["compiler"] = build["compiler"]
+        facts["compiler flags"] = build["flags"]
         facts["OpenMP"] = build["openmp"] or "none: the compiler had no OpenMP, one thread only"
+        facts["OpenMP runtimes loaded"] = _openmp_runtimes()
         facts["memory pool"] = ", ".join(f"{k} {v:,}" for k, v in memory_stats().items())
     facts["threads"] = f"{_threads.get_num_threads()} ({_threads.reason()})"
     facts["CPUs usable"] = _threads.usable_cpus()
+    facts["CPUs usable by"] = _threads.why_usable()
     variables = ("CNNX_BACKEND", "CNNX_ISA", "CNNX_NUM_THREADS", "OMP_NUM_THREADS")
     facts["environment"] = (
         ", ".join(f"{v}={os.environ[v]}" for v in variables if v in os.environ) or "nothing set"
     )
     return facts
+
+
+def _blas() -> str:
+    """Name and version of the BLAS that NumPy was built with, as far as NumPy says."""
+    try:
+        facts: Any = np.show_config(mode="dicts")
+        blas = facts["Build Dependencies"]["blas"]
+        return f"{blas['name']} {blas['version']}"
+    except (TypeError, KeyError):  # NumPy 1.25 and older, or a build without BLAS
+        return "BLAS unknown"
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _caches() -> str:
+    """The first CPU's caches, as Linux tells them."""
+    found = []
+    try:
+        for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+            level, kind, size = (
+                (folder / name).read_text().strip() for name in ("level", "type", "size")
+            )
+            found.append(f"L{level} {kind.lower()} {size}")
+    except OSError:
+        pass
+    return ", ".join(found) or "unknown"
+
+
+def _openmp_runtimes() -> str:
+    """Files of the OpenMP runtimes in this process: two of them are a common cause of trouble."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    files = {line[line.index("/") :] for line in lines if "/" in line}
+    names = ("libgomp", "libomp", "libiomp")
+    return ", ".join(sorted(f for f in files if Path(f).name.startswith(names))) or "none"
 
 
 def show_config() -> None:

@@ -173,9 +173,26 @@ cdef extern from "_csrc/kernels.h" nogil:
 cdef extern from *:
     """
     #ifdef _OPENMP
+    #include <omp.h>
     static const int cnnx_openmp = _OPENMP;
+    static int cnnx_openmp_threads(void) { return omp_get_max_threads(); }
     #else
     static const int cnnx_openmp = 0;
+    static int cnnx_openmp_threads(void) { return 1; }
+    #endif
+    #ifndef CNNX_FLAGS
+    #define CNNX_FLAGS "unknown"
+    #endif
+    #if defined(__clang__)
+    #define CNNX_COMPILER __VERSION__
+    #elif defined(__GNUC__)
+    #define CNNX_COMPILER "gcc " __VERSION__
+    #elif defined(_MSC_VER)
+    #define CNNX_TEXT(x) #x
+    #define CNNX_TEXT_OF(x) CNNX_TEXT(x)
+    #define CNNX_COMPILER "MSVC " CNNX_TEXT_OF(_MSC_VER)
+    #else
+    #define CNNX_COMPILER "unknown"
     #endif
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
@@ -188,6 +205,9 @@ cdef extern from *:
     #endif
     """
     const int cnnx_openmp
+    int cnnx_openmp_threads()
+    const char *CNNX_COMPILER
+    const char *CNNX_FLAGS
     int64_t cnnx_add(int64_t *counter, int64_t n) nogil
 
 cdef extern from "_csrc/watch.h" nogil:
@@ -237,8 +257,10 @@ def tile(dtype):
 
 
 def build_info():
-    """What was compiled in: OpenMP's version as a date (0: built without threads), instruction sets."""
+    """What was compiled in, by what: OpenMP's version is a date (0: built without threads)."""
     return {
+        "compiler": CNNX_COMPILER.decode(),
+        "flags": CNNX_FLAGS.decode(),
         "openmp": cnnx_openmp,
         "instruction sets": [cnnx_isa_name(i).decode() for i in range(cnnx_isa_count())],
     }
@@ -285,6 +307,22 @@ def _find_signalled():
 _find_signalled()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_find_signalled)
+
+
+cdef int openmp_at_import = cnnx_openmp_threads()
+
+
+def _most_threads():
+    """The most threads that OpenMP leaves us: 1 where there is none, fewer while it is limited.
+
+    threadpoolctl and omp_set_num_threads lower OpenMP's number for the calling thread. Its number
+    at import is no limit: the user may ask cnnx for more threads than there are CPUs.
+    """
+    cdef int now = cnnx_openmp_threads()
+    return now if now < openmp_at_import or cnnx_openmp == 0 else _threads.MOST
+
+
+_threads.most_threads = _most_threads
 
 
 cdef int threads_for(int64_t work) except -1:

@@ -11,27 +11,71 @@ import math
 import operator
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 MOST = 1024  # where OpenMP cannot start a thread it ends the whole process
 
 
 def _cgroup_quota() -> float | None:
-    """CPUs the control group grants (v2 first, then v1), or None where it sets no limit."""
+    """CPUs the control groups grant, or None where none of them sets a limit.
+
+    A group has no more than its ancestors have, so the least quota on the way to the root holds.
+    """
+    quotas = [_quota(folder) for folder in _cgroup_folders()]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    """This process's group and its ancestors, in each hierarchy that may limit the CPU."""
+    yield from (_CGROUP, _CGROUP / "cpu")  # where a container sees its own group
     try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
+        lines = _OWN_CGROUP.read_text().splitlines()
     except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        parts = Path(path.lstrip("/")).parts
+        if ".." in parts:  # outside of this cgroup namespace: not ours to see
+            continue
+        if not controllers:  # version 2, alone or beside version 1
+            roots = [_CGROUP, _CGROUP / "unified"]
+        elif "cpu" in controllers.split(","):
+            roots = [_CGROUP / "cpu", _CGROUP / controllers]
+        else:
+            continue
+        for root in roots:
+            for depth in range(len(parts) + 1):
+                yield root.joinpath(*parts[:depth])
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs that one group grants by itself: version 2 has one file, version 1 two."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     try:
-        quota_us = int((_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text())
-        period_us = int((_CGROUP / "cpu" / "cpu.cfs_period_us").read_text())
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
         return quota_us / period_us if quota_us > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def why_usable() -> str:
+    """What :func:`usable_cpus` went by, in a few words."""
+    quota = _cgroup_quota()
+    affinity = (
+        f"affinity to {len(os.sched_getaffinity(0))} CPUs of {os.cpu_count()}"
+        if hasattr(os, "sched_getaffinity")
+        else f"{os.cpu_count()} CPUs"
+    )
+    return f"{affinity}, {'no cgroup quota' if quota is None else f'cgroup quota {quota:g}'}"
 
 
 def usable_cpus() -> int:
@@ -67,6 +111,13 @@ def _initial() -> tuple[int, str]:
 
 _num_threads, _reason = _initial()
 _forked = False
+
+
+def _no_limit() -> int:
+    return MOST
+
+
+most_threads: Callable[[], int] = _no_limit  # the compiled kernels put what OpenMP allows here
 
 
 @contextmanager
@@ -146,17 +197,22 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Return how many threads the kernels use.
 
+    It is 1 where they were built without OpenMP, and fewer than what was set while OpenMP itself is
+    limited, by threadpoolctl for example.
+
     Examples
     --------
     >>> import cnnx
     >>> cnnx.get_num_threads() >= 1
     True
     """
-    return _num_threads
+    return min(_num_threads, most_threads())
 
 
 def reason() -> str:
     """Where the present number of threads comes from, in a few words."""
+    if most_threads() < _num_threads:
+        return f"as OpenMP allows; {_num_threads} by {_reason}"
     return _reason
 
 

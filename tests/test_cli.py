@@ -62,6 +62,13 @@ def test_info(capsys):
     assert "backend" in text
 
 
+def test_info_as_json(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["cnnx"] == cnnx.__version__
+    assert facts.keys() == cnnx.config().keys()
+
+
 @pytest.mark.parametrize(("verdict", "status"), [(True, 0), (False, 1)])
 @pytest.mark.parametrize("options", [[], ["--quick"], ["--plain"]])
 def test_gradcheck_status_is_the_verdict(monkeypatch, verdict, status, options):

@@ -121,6 +121,63 @@ def test_control_group_of_the_first_version(
     assert cpus(monkeypatch, 8, tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("0::/user/job\n", {"user/job/cpu.max": "300000 100000"}, 3),
+        ("0::/user/job\n", {"user/cpu.max": "200000 100000", "user/job/cpu.max": "max 100000"}, 2),
+        ("0::/user/job\n", {"cpu.max": "500000 100000", "user/job/cpu.max": "600000 100000"}, 5),
+        ("0::/user/job\n", {"user/other/cpu.max": "100000 100000"}, 8),  # not an ancestor
+        ("0::/../job\n", {"job/cpu.max": "100000 100000"}, 8),
+        ("1:name=systemd:/\n0::/job\n", {"unified/job/cpu.max": "400000 100000"}, 4),
+        ("4:cpu,cpuacct:/a/b\n", {"cpu,cpuacct/a/cpu.cfs_quota_us": "200000"}, 2),
+        ("4:cpu:/a/b\n", {"cpu/a/b/cpu.cfs_quota_us": "300000"}, 3),
+        ("4:cpuset:/a\n", {"cpuset/a/cpu.cfs_quota_us": "100000"}, 8),
+        ("", {"cpu.max": "100000 100000"}, 1),
+    ],
+)
+def test_least_quota_of_the_group_and_its_ancestors(
+    own: str,
+    limits: dict[str, str],
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(_threads, "_OWN_CGROUP", tmp_path / "own")
+    for name, text in limits.items():
+        file = tmp_path / "tree" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        if file.name == "cpu.cfs_quota_us":
+            file.with_name("cpu.cfs_period_us").write_text("100000")
+    assert cpus(monkeypatch, 8, tmp_path / "tree") == expected
+
+
+@needs_kernels
+def test_threadpoolctl_limits_the_kernels(tmp_path: Path) -> None:
+    pytest.importorskip("threadpoolctl")
+    code = """
+import cnnx, threadpoolctl
+cnnx.set_num_threads(4)
+with threadpoolctl.threadpool_limits(1):
+    print(cnnx.get_num_threads(), cnnx.config()["threads"])
+print(cnnx.get_num_threads(), cnnx._kernels.build_info()["openmp"] > 0)
+"""
+    lines = printed(code, tmp_path, OMP_NUM_THREADS="2").splitlines()
+    if lines[1].endswith("False"):
+        pytest.skip("built without OpenMP")
+    assert lines == ["1 1 (as OpenMP allows; 4 by set_num_threads)", "4 True"]
+
+
+@needs_kernels
+def test_one_thread_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Such a build answers so by itself; here the kernels' answer is put in its place.
+    monkeypatch.setattr(_threads, "most_threads", lambda: 1)
+    monkeypatch.setattr(_threads, "_num_threads", 3)
+    assert cnnx.get_num_threads() == 1
+
+
 def test_affinity_without_control_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cpus(monkeypatch, 5, tmp_path) == 5
 

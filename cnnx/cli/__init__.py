@@ -8,6 +8,7 @@ as shells have it).
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="say what is installed and what it has chosen")
+    info.add_argument("--json", action="store_true", help="as JSON, for programs")
     info.set_defaults(run=_info)
 
     gradcheck = commands.add_parser(
@@ -81,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
 def _info(arguments: argparse.Namespace) -> int:
     import cnnx
 
-    cnnx.show_config()
+    if arguments.json:
+        print(json.dumps(cnnx.config(), indent=2))
+    else:
+        cnnx.show_config()
     return 0
 
 
