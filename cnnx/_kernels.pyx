@@ -510,7 +510,7 @@ cdef bint winograd_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
     of output and input channels and 24 pixels both take the same time, on AVX2 and on AVX-512. What is no 3x3
     kernel of stride 1, the plan weighs itself.
     """
-    return (winograd_on and p.C >= 4 and p.M >= 3 and p.C * p.M >= 12 * k.mr
+    return (winograd_on and p.C >= 4 and p.M >= 4 and p.C * p.M >= 12 * k.mr
             and p.N * p.rows * p.cols >= 24)
 
 
@@ -533,7 +533,7 @@ cdef bint direct_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:
     """
     if p.M <= 4 or p.taps == 1:
         return p.taps > 1
-    return p.cols >= 12 and (p.C * p.taps <= 32 or p.C <= 64 and p.M * p.sw <= 2 * k.mr)
+    return p.cols >= 12 and (p.C * p.taps <= 32 or p.C <= 64 and p.M * p.sw <= k.mr)
 
 
 cdef bint broadcast_pays(const cnnx_kernels *k, const cnnx_conv *p) noexcept:

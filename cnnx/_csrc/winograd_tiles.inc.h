@@ -204,10 +204,10 @@ static int FN(fewer_sums)(const cnnx_conv *p, double products)
 {
     const double c = (double)p->C, vectors = (double)((p->C + VL - 1) / VL), m = (double)((p->M + VL - 1) / VL);
     const double tiles = (double)(p->axis[0].tiles * p->axis[1].tiles), parts = (double)p->parts;
-    const double pixels = (double)(p->rows * (p->cols + 3)); /* the direct ones lose as much between rows */
+    const double pixels = (double)(p->rows * p->cols), panels = (double)((p->M + MR - 1) / MR * MR) / VL;
     const double transforms = tiles * (parts * vectors + m) + 0.5 * parts * c * m / (double)p->N;
     const double sums = 1.2 * products * c * m;
-    return sums + 600. / 36 * (double)p->points * transforms <= pixels * (double)p->taps * c * m;
+    return sums + 600. / 36 * (double)p->points * transforms <= pixels * (double)p->taps * c * panels;
 }
 
 /* Refuses (0) kernels that lie in no grid and, unless `forced`, what would be no faster. */
