@@ -23,7 +23,7 @@ FAST: Any = KERNELS
 CASES: list[tuple[Any, int, tuple[int, int], dict[str, Any]]] = [
     *(
         ((2, 3, 5, stride * (cols - 1) + 3), 33, (3, 3), {"stride": stride})
-        for stride in (1, 2, 4)
+        for stride in (2, 4)
         for cols in (1, 7, 8, 9, 11, 13, 14, 15, 22, 29)
     ),
     *(((2, 5, 9, 30), filters, (1, 1), {"stride": 2}) for filters in (1, 15, 16, 31, 32, 65)),
@@ -77,9 +77,10 @@ def test_results_stored_past_the_caches(
     width: int, dtype: Any, forced_broadcast: str, rng: np.random.Generator
 ) -> None:
     # x and y of more than 24 MiB in all
-    x, weight = integers(rng, (1, 1, 256, width), dtype), integers(rng, (112, 1, 1, 1), dtype)
-    assert 113 * 256 * width * x.itemsize > 24 << 20
-    assert np.array_equal(cnnx.conv2d(x, weight), x * weight.reshape(1, -1, 1, 1))
+    x, weight = integers(rng, (1, 1, 512, 2 * width), dtype), integers(rng, (112, 1, 1, 1), dtype)
+    known = x[:, :, ::2, ::2] * weight.reshape(1, -1, 1, 1)
+    assert x.nbytes + known.nbytes > 24 << 20
+    assert np.array_equal(cnnx.conv2d(x, weight, stride=2), known)
 
 
 def test_chosen_by_shape(isa: str) -> None:

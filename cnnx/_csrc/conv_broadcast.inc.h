@@ -1,7 +1,7 @@
-/* Convolution with output channels in the lanes: a number of x, broadcast, meets vectors of weights.
+/* Strided convolution with output channels in the lanes: a number of x, broadcast, meets vectors of weights.
  *
  * Nothing of x is packed, and a stride costs nothing, where the implicit matrix product must take apart the phases of
- * each row. Sums lie pixel by pixel, so they wait in scratch until the depth is done, and are transposed into the
+ * each row. (Without a stride the product is faster.) Sums lie pixel by pixel, so they wait in scratch until the depth is done, and are transposed into the
  * output. A task is some rows of one image.
  */
 enum {
@@ -39,12 +39,12 @@ typedef void (*FN(broadcast_task))(int64_t, const T *, const T *, const int64_t 
     {                                                                                                          \
         FN(broadcast_tile)(n, step, kc, w, x, offset, bias, sums);                                             \
     }
-TILE(8, 1) TILE(8, 2) TILE(8, 4) TILE(11, 1) TILE(11, 2) TILE(11, 4) TILE(14, 1) TILE(14, 2) TILE(14, 4)
+TILE(8, 2) TILE(8, 4) TILE(11, 2) TILE(11, 4) TILE(14, 2) TILE(14, 4)
 #undef TILE
 
 static const int64_t FN(broadcast_sizes)[] = {8, 11, 14};
-static const FN(broadcast_task) FN(broadcast_tiles)[][3] = {
-#define ROW(n) {FN(broadcast_##n##_1), FN(broadcast_##n##_2), FN(broadcast_##n##_4)}
+static const FN(broadcast_task) FN(broadcast_tiles)[][2] = {
+#define ROW(n) {FN(broadcast_##n##_2), FN(broadcast_##n##_4)}
     ROW(8), ROW(11), ROW(14),
 #undef ROW
 };
@@ -78,7 +78,7 @@ static int FN(streams)(int64_t numbers) { return numbers > (int64_t)(24 << 20) /
 
 static int FN(broadcast_plan)(cnnx_conv *p, int threads)
 {
-    if (p->taps == 0 || p->rows * p->cols == 0 || (p->sw != 1 && p->sw != 2 && p->sw != 4)) return 0;
+    if (p->taps == 0 || p->rows * p->cols == 0 || (p->sw != 2 && p->sw != 4)) return 0;
     if (p->ty != 1 || p->tx != 1 || p->w_in != p->taps) return 0;
     for (int64_t t = 0; t < p->taps; t++)
         if (p->w_tap[t] != t) return 0; /* a forward convolution */
@@ -103,12 +103,15 @@ static int FN(broadcast_plan)(cnnx_conv *p, int threads)
     p->image_size = 0;
     for (;; rows /= 2) {
         p->block = rows > 1 ? FN(share)(p->rows, rows) : 1;
-        p->plane = ((p->block - 1) * p->sh + 1 + p->extent_h) * p->image_width + VL;
-        const double copy = (double)((p->block - 1) * p->sh + 1 + p->extent_h) * (double)p->image_width * (double)p->c_step;
-        if (p->source == CNNX_PLANES || copy <= FN(STRIP_MOST)) break;
+        p->tile_rows = (p->block - 1) * p->sh + 1 + p->extent_h;
+        const double copy = (double)p->tile_rows * (double)p->image_width * (double)p->c_step;
+        if (in_place || copy <= FN(STRIP_MOST)) break;
         if (p->block == 1) return 0;
     }
-    if (p->source == CNNX_WINDOWS) p->image_size = p->c_step * p->plane + VL;
+    if (!in_place) {
+        p->plane = p->tile_rows * p->image_width + VL;
+        p->image_size = p->c_step * p->plane + VL;
+    }
     p->stream = FN(streams)(p->N * p->groups * (p->C * p->H * p->W + p->M * p->rows * p->cols));
     p->blocks = (p->rows + p->block - 1) / p->block;
     p->tasks = p->N * p->groups * p->blocks;
@@ -162,7 +165,7 @@ static void FN(broadcast)(const void *problem, int64_t task, void *scratch)
     const int64_t channels = p->panels * FN(WIDE), plane = p->H * p->W;
     const int s = FN(broadcast_size)(p->cols), in_place = p->source == CNNX_PLANES;
     const int64_t size = FN(broadcast_sizes)[s], panel = p->block * p->line * FN(WIDE); /* of sums */
-    const FN(broadcast_task) tile = FN(broadcast_tiles)[s][p->sw / 2];
+    const FN(broadcast_task) tile = FN(broadcast_tiles)[s][p->sw == 4];
     T *sums = scratch, *bias = sums + p->panels * panel + VL * FN(WIDE), *turned = bias + channels, *strip = turned + VL * VL;
     int64_t *offset = (int64_t *)(strip + p->image_size);
     for (int64_t m = 0; m < channels; m++) bias[m] = p->bias && m < p->M ? ((const T *)p->bias)[g * p->M + m] : 0;

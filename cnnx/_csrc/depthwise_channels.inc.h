@@ -9,7 +9,7 @@
  * columns that a stride steps over. Rows of the same phase, modulo the stride, meet the same rows of the kernel.
  */
 #if defined(__GNUC__)
-#define UNROLL_ROWS _Pragma("GCC unroll 33") /* as many as 14 results of stride 2 meet with a 7x7 kernel */
+#define UNROLL_ROWS _Pragma("GCC unroll 19") /* as many as 7 results of stride 2 meet with a 7x7 kernel */
 
 /* Whether a problem is depthwise convolution by a square kernel of 3, 5 or 7, stride 1 or 2. */
 static int FN(is_depthwise)(cnnx_conv *p)
@@ -42,12 +42,6 @@ typedef struct {
     int64_t offset[7], tap[49];   /* of each, where it meets the copy for the first result; where a weight goes */
 } FN(channels);
 
-/* Columns of a tile. */
-static inline int FN(channels_columns)(int64_t cols)
-{
-    return VECTOR_BYTES == 64 && cols % 14 == 0 ? 14 : (int)FN(tile_height)(cols);
-}
-
 static FN(channels) FN(channels_of)(const cnnx_conv *p, int back)
 {
     const int K = FN(kernel_size)(p);
@@ -70,7 +64,7 @@ static FN(channels) FN(channels_of)(const cnnx_conv *p, int back)
         }
         g.first[f + 1] = slot;
     }
-    const int64_t R = FN(channels_columns)(g.cols), step = back ? 1 : p->sw;
+    const int64_t R = FN(tile_height)(g.cols), step = back ? 1 : p->sw;
     g.across = g.cols > R ? g.cols : R;
     g.left = left < 0 ? left : 0;
     const int64_t right = (g.W - 1) * g.spread + 1, reach = left + (g.across - 1) * step + K;
@@ -152,15 +146,14 @@ static NOINLINE void FN(from_lanes)(const T *from, const int64_t *place, int64_t
 /* The results of phase f, in tiles of R columns: the sums stay in registers, and a row's weights. */
 static ALWAYS_INLINE void
 FN(channels_tile)(const int K, const int S, const int R, const FN(channels) *g, int64_t f, const T *copy, const T *w,
-               const T *bias, T *out, FN(ahead) *ahead)
+               const T *bias, T *out)
 {
     const int64_t rows = g->rows, cols = g->cols, across = g->across, step = g->step * g->wide * VL;
     const int64_t phases = g->phases, k0 = g->first[f], k1 = g->first[f + 1];
     for (int64_t i = f; i < rows; i += phases, copy += step)
         for (int64_t j = 0;; j += R) {
             if (j + R > cols) j = across - R;
-            V acc[14];
-            FN(ask)(ahead);
+            V acc[7];
             UNROLL for (int r = 0; r < R; r++) acc[r] = *(const VU *)bias;
             for (int64_t k = k0; k < k1; k++) {
                 const T *x = copy + g->offset[k] + j * S * VL;
@@ -181,27 +174,22 @@ FN(channels_tile)(const int K, const int S, const int R, const FN(channels) *g, 
         }
 }
 
-typedef void (*FN(channels_rows))(const FN(channels) *, int64_t, const T *, const T *, const T *, T *, FN(ahead) *);
+typedef void (*FN(channels_rows))(const FN(channels) *, int64_t, const T *, const T *, const T *, T *);
 
-#define CHANNELS(K, S, R)                                                                                 \
-    static NOINLINE void FN(channels_##K##_##S##_##R)(const FN(channels) *g, int64_t f, const T *copy,       \
-                                                   const T *w, const T *bias, T *out, FN(ahead) *ahead) \
-    {                                                                                                  \
-        FN(channels_tile)(K, S, R, g, f, copy, w, bias, out, ahead);                                           \
+#define CHANNELS(K, S, R)                                                                                             \
+    static NOINLINE void FN(channels_##K##_##S##_##R)(const FN(channels) *g, int64_t f, const T *copy,                \
+                                                   const T *w, const T *bias, T *out)                                 \
+    {                                                                                                                 \
+        FN(channels_tile)(K, S, R, g, f, copy, w, bias, out);                                                         \
     }
 #define SIZES(R) CHANNELS(3, 1, R) CHANNELS(5, 1, R) CHANNELS(7, 1, R) CHANNELS(3, 2, R) CHANNELS(5, 2, R) CHANNELS(7, 2, R)
-#define ROW(R)                                                                                         \
-    {                                                                                                  \
-        {FN(channels_3_1_##R), FN(channels_5_1_##R), FN(channels_7_1_##R)},                                     \
-            {FN(channels_3_2_##R), FN(channels_5_2_##R), FN(channels_7_2_##R)},                                 \
+#define ROW(R)                                                                                                        \
+    {                                                                                                                 \
+        {FN(channels_3_1_##R), FN(channels_5_1_##R), FN(channels_7_1_##R)},                                           \
+            {FN(channels_3_2_##R), FN(channels_5_2_##R), FN(channels_7_2_##R)},                                       \
     }
 SIZES(4) SIZES(7)
-#if VECTOR_BYTES == 64
-SIZES(14)
-static const FN(channels_rows) FN(channels_tiles)[][2][3] = {ROW(4), ROW(7), ROW(14)};
-#else
 static const FN(channels_rows) FN(channels_tiles)[][2][3] = {ROW(4), ROW(7)};
-#endif
 #undef ROW
 #undef SIZES
 #undef CHANNELS
@@ -236,9 +224,9 @@ static void FN(depthwise_channels)(const cnnx_conv *p, int back, int64_t task, v
     const FN(channels) g = FN(channels_of)(p, back);
     T *copy = scratch, *out = copy + p->image_size, *w = out + p->plane, *bias = w + p->taps * VL;
     int64_t *from = (int64_t *)(bias + VL), *to = from + g.H * g.W;
-    const int R = FN(channels_columns)(g.cols);
+    const int seven = FN(tile_height)(g.cols) == 7;
     const FN(channels_rows) tile =
-        FN(channels_tiles)[R == 14 ? 2 : R == 7][back ? 0 : p->sh - 1][FN(kernel_size)(p) / 2 - 1];
+        FN(channels_tiles)[seven][back ? 0 : p->sh - 1][FN(kernel_size)(p) / 2 - 1];
     const int64_t c0 = task % p->blocks * p->block, n0 = task / p->blocks * p->m_block;
     const int64_t c1 = c0 + p->block < p->groups ? c0 + p->block : p->groups;
     const int64_t n1 = n0 + p->m_block < p->N ? n0 + p->m_block : p->N;
@@ -251,17 +239,11 @@ static void FN(depthwise_channels)(const cnnx_conv *p, int back, int64_t task, v
         FN(to_lanes)((const T *)p->weight + c * p->taps, p->taps, lanes, g.tap, w);
         if (p->bias) FN(copy)((const T *)p->bias + c, lanes, bias);
         for (int64_t n = n0; n < n1; n++) {
-            const int64_t plane = n * p->groups + c, next = n + 1 < n1 ? plane + p->groups : n0 * p->groups + c + VL;
-            T *y = (T *)p->y + plane * g.rows * g.cols;
-            FN(block) soon[] = {{(const char *)y, lanes * g.rows * g.cols * (int64_t)sizeof(T), 1, 0},
-                                {(const char *)((const T *)p->x + next * g.H * g.W), 0, 1, 0}};
-            soon[1].bytes = n + 1 < n1 || c + VL < c1 ? lanes * g.H * g.W * (int64_t)sizeof(T) : 1;
-            FN(ahead) ahead = {soon, soon + 2, 0, 0};
-            ahead.lines = (soon[0].bytes + soon[1].bytes) / 64 / (g.rows * ((g.cols + R - 1) / R)) + 1;
+            const int64_t plane = n * p->groups + c;
             FN(to_lanes)((const T *)p->x + plane * g.H * g.W, g.H * g.W, lanes, from, copy);
-            for (int64_t f = 0; f < g.phases; f++) tile(&g, f, copy, w, bias, out, &ahead);
+            for (int64_t f = 0; f < g.phases; f++) tile(&g, f, copy, w, bias, out);
             if (p->activation) FN(activate_row)(out, p->plane, p->activation);
-            FN(from_lanes)(out, to, g.rows * g.cols, lanes, y);
+            FN(from_lanes)(out, to, g.rows * g.cols, lanes, (T *)p->y + plane * g.rows * g.cols);
         }
     }
 }
