@@ -196,6 +196,7 @@ static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
     cnnx_conv *p = &q->conv;
     if (!FN(is_depthwise)(p)) return 0;
     p->depth = p->taps;
+    if (FN(channels_weight_plan)(q)) return 1;
     FN(depthwise_rows_plan)(p);
     const int64_t pieces = 32 / p->groups + 1;
     q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
@@ -215,6 +216,10 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
 {
     const cnnx_conv_weight *q = problem;
     const cnnx_conv *p = &q->conv;
+    if (p->c_step) {
+        FN(channels_weight)(q, task, scratch);
+        return;
+    }
     T *spare = scratch, *dy_spare = spare + p->image_size, *sums = dy_spare + q->x_size;
     FN(integer) *mask = (FN(integer) *)(sums + (p->taps + VL) * VL);
     const T **x = (const T **)(mask + p->plane), **dy = x + p->tile_rows;
