@@ -8,7 +8,6 @@
  * The input gradient is a convolution of the output's gradient, between whose columns there are zeros for the
  * columns that a stride steps over. Rows of the same phase, modulo the stride, meet the same rows of the kernel.
  */
-#if defined(__GNUC__)
 #define UNROLL_ROWS _Pragma("GCC unroll 19") /* as many as 7 results of stride 2 meet with a 7x7 kernel */
 
 /* Whether a problem is depthwise convolution by a square kernel of 3, 5 or 7, stride 1 or 2. */
@@ -361,4 +360,3 @@ static void FN(channels_weight)(const cnnx_conv_weight *q, int64_t task, void *s
         FN(from_lanes)(sums, g.tap, p->taps, lanes, grad + c * p->taps);
     }
 }
-#endif

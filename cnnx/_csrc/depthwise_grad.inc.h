@@ -1,7 +1,6 @@
 /* Depthwise convolution, the gradients by weight and, for a stride of 2, by input. (That of stride 1 is a
  * convolution.) They stand on the rows and masks of depthwise.inc.h.
  */
-#if defined(__GNUC__)
 /* Input gradient of stride 2, all four phases at once, R pairs of rows and VL pairs of columns. Of the output's
  * gradient the pair t meets rows t + c .. t + c + n-1, n = (K + 1)/2; its row f (0 or 1) meets
  * row r of them under tap 2*(n - 1 - r) + f - K/2%2, if there is one. And so do columns. */
@@ -260,4 +259,3 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
 }
 #undef TALL
 #undef UNROLL_ROWS
-#endif
