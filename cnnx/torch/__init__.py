@@ -1,15 +1,18 @@
-"""The bridge to PyTorch: its layers on cnnx's kernels.
+"""The bridge to PyTorch: its layers on cnnx's kernels, and its checkpoints in cnnx's layers.
 
 :func:`convert` gives the layers of an existing ``torch.nn.Module`` a forward and a backward on
-cnnx's kernels, and :func:`revert` gives them back their own. Importing this package does not import
-PyTorch; these two functions do.
+cnnx's kernels, and :func:`revert` gives them back their own. :func:`load_state_dict` fills a cnnx
+model from PyTorch's state. Importing this package does not import PyTorch; only the first two
+functions need it.
 """
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
-__all__ = ["convert", "revert"]
+from cnnx.torch._checkpoint import load_state_dict
+
+__all__ = ["convert", "load_state_dict", "revert"]
 
 M = TypeVar("M")
 
