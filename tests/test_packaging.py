@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ CLASSES = [name for name in NAMES if inspect.isclass(getattr(cnnx, name))]
 
 
 def modules() -> Iterator[str]:
-    """The names of the package and all of its modules in Python."""
+    """The names of the package and all of its modules in Python, as far as they can be imported."""
     yield "cnnx"
     for module in pkgutil.walk_packages(cnnx.__path__, "cnnx."):
-        if not module.name.endswith(("__main__", "_kernels")):
+        lacking = module.name.startswith("cnnx.torch") and find_spec("torch") is None
+        if not lacking and not module.name.endswith(("__main__", "_kernels")):
             yield module.name
 
 
