@@ -152,3 +152,35 @@ except KeyboardInterrupt as interrupt:
     assert lines(4, code, tmp_path) == ["interrupted in epoch 2, after batch 4"] * 4
     whole = lines(1, 'sys.stdout.write(train()[1] + "\\n")', tmp_path)
     assert lines(4, RESUMED, tmp_path) == whole * 4
+
+
+# ---- the command
+
+
+def command(ranks: int, options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return mpiexec(ranks, "-m", "cnnx", "train", *options.split(), cwd=cwd)
+
+
+def test_train_gives_the_same_net_on_one_and_four_ranks(tmp_path: Path) -> None:
+    models = []
+    for ranks in (1, 4):
+        options = f"--distributed --epochs 1 --output {ranks}"
+        done = command(ranks, options, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"ranks: {ranks}, shards of a batch: 4, deterministic") == 1
+        assert done.stdout.count("epoch 1/1") == done.stdout.count("saved ") == 1  # rank 0 speaks
+        models.append(next((tmp_path / str(ranks)).glob("model.*")).read_bytes())
+    assert models[0] == models[1]
+
+
+def test_train_says_once_what_is_wrong(tmp_path: Path) -> None:
+    done = command(4, "--distributed --shards 2", tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("cnnx train: shards is 2 on 4 ranks") == 1
+    assert not list(tmp_path.iterdir())
+    done = command(2, "--distributed --resume", tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("cnnx train: nothing to resume") == 1
+    done = command(1, "--shards 2", tmp_path)
+    assert done.returncode == 2
+    assert "cnnx train: --shards needs --distributed" in done.stderr

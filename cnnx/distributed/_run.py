@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +11,9 @@ from numpy.typing import NDArray
 from cnnx import _config
 from cnnx._progress import Reporter, Step
 from cnnx._run import VALIDATION_BATCH, Array, CtrlC, Run
-from cnnx.distributed._communicator import Communicator
+from cnnx.distributed._job import fail, from_root
 from cnnx.distributed._parallel import DataParallel
 from cnnx.distributed._step import described
-
-T = TypeVar("T")
-
-_LET_LOWER_RANKS_SPEAK = 0.2  # seconds
 
 
 class DistributedRun(Run):
@@ -102,8 +95,12 @@ class DistributedRun(Run):
         except Exception as error:
             if self._ranks.size == 1:
                 raise
+            saved = self.checkpoint
+            rest = "" if saved is None else f"; {saved} holds the last state saved, to resume from"
+            trace = "".join(traceback.format_exception(error))
             place = f"in epoch {self.epoch}, after batch {self.batch}"
-            fail(self._ranks, error, place, self.checkpoint)
+            end = f"rank {self._ranks.rank} of {self._ranks.size} failed {place}, and the job ends"
+            fail(self._ranks, f"{trace}{end}{rest}", 1)
 
     def _order(self) -> NDArray[np.int64]:
         """Batch by batch, and in each the shards one after the other."""
@@ -160,38 +157,3 @@ class DistributedRun(Run):
 
 class _Agreed(CtrlC):
     """Was any rank interrupted? All hear of it after the same batch."""
-
-
-def from_root(ranks: Communicator, function: Callable[[], T]) -> T:
-    """Return what a function returns on rank 0, or raise what it raises there, on every rank."""
-    result: Any = None
-    error: Exception | None = None
-    if ranks.rank == 0:
-        try:
-            result = function()
-        except Exception as caught:
-            error = caught
-    result, error = ranks.gather((result, error))[0]
-    if error is not None:
-        raise error
-    value: T = result
-    return value
-
-
-def fail(ranks: Communicator, error: Exception, place: str, checkpoint: Any) -> NoReturn:
-    """Say what went wrong on this rank, and end the job.
-
-    Where several ranks fail by the same cause, the first one speaks, and the others are ended.
-    """
-    time.sleep(_LET_LOWER_RANKS_SPEAK * min(ranks.rank, 20))
-    trace = "".join(traceback.format_exception(error))
-    rest = (
-        "" if checkpoint is None else f"; {checkpoint} holds the last state saved, to resume from"
-    )
-    print(
-        f"{trace}rank {ranks.rank} of {ranks.size} failed {place}, and the job ends{rest}",
-        file=sys.stderr,
-        flush=True,
-    )
-    ranks.abort(1)
-    raise SystemExit(1) from error
