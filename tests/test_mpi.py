@@ -26,6 +26,7 @@ OPEN_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 
@@ -168,7 +169,8 @@ def test_train_gives_the_same_net_on_one_and_four_ranks(tmp_path: Path) -> None:
         done = command(ranks, options, tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"ranks: {ranks}, shards of a batch: 4, deterministic") == 1
-        assert done.stdout.count("epoch 1/1") == done.stdout.count("saved ") == 1  # rank 0 speaks
+        for said in ("images to train on", "test accuracy", "saved "):  # by rank 0 alone
+            assert done.stdout.count(said) == 1
         models.append(next((tmp_path / str(ranks)).glob("model.*")).read_bytes())
     assert models[0] == models[1]
 
