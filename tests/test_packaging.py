@@ -194,7 +194,7 @@ def test_examples_are_found() -> None:
 
 # ---------------------------------------------------------------------------- importing
 
-OPTIONAL = ("rich", "matplotlib", "safetensors", "torch", "scipy", "pytest")
+OPTIONAL = ("rich", "matplotlib", "safetensors", "mpi4py", "torch", "scipy", "pytest")
 
 
 def test_import_takes_numpy_alone(tmp_path: Path) -> None:
