@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -463,6 +465,21 @@ def test_compiled_is_pytorchs() -> None:
     x = images()
     out = torch.compile(layer, backend="eager", fullgraph=True)(x)
     assert torch.equal(out, twin(x))
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+def test_page() -> None:
+    """The examples of docs/pytorch.md, one after the other."""
+    page = Path(__file__).parents[1] / "docs" / "pytorch.md"
+    if not page.exists():
+        pytest.skip("docs are not here")
+    blocks = re.findall(r"(?ms)^```pycon\n(.*?)^```$", page.read_text("utf-8"))
+    text = "\n".join(blocks)
+    test = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    assert runner.run(test) == (0, len(test.examples)) and len(test.examples) > 15
 
 
 # ---------------------------------------------------------------------------- processes
