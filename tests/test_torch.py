@@ -500,6 +500,17 @@ class Filtered(torch.utils.data.Dataset):  # type: ignore[misc, name-defined]
             return self.net(self.images[number][None])[0]
 
 
+def test_counted_operations_are_pytorchs() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = []
+    for net in pair(LAYERS["conv relu"]):
+        with FlopCounterMode(display=False) as counter:
+            net(images()).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12's, of forks beside threads
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than CPUs
 def test_data_loader() -> None:

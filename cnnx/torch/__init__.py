@@ -49,8 +49,9 @@ def convert(module: M) -> M:
     What cnnx has no kernel for goes to PyTorch's own forward, call by call: other dtypes than
     float32 and float64, other devices than the CPU, inputs of three dimensions, empty batches,
     options that cnnx does not know, and whatever runs under ``torch.autocast``, ``torch.compile``,
-    ``torch.export``, ``torch.jit.trace`` or the transforms of ``torch.func``. Wrong arguments meet
-    PyTorch's errors. A class that overrides ``forward`` is left alone.
+    ``torch.export``, ``torch.jit.trace``, the transforms of ``torch.func`` or a mode that watches
+    PyTorch's operations. Wrong arguments meet PyTorch's errors. A class that overrides ``forward``
+    is left alone.
 
     Gradients can be taken once: differentiating them again is a RuntimeError.
 

@@ -42,12 +42,13 @@ def _attempt(operation: Operation, layer: nn.Module, x: Any, *activation: str) -
 
 
 def _elsewhere() -> bool:
-    """Whether PyTorch's own operations are asked for: to be traced, transformed or cast."""
+    """Whether PyTorch is to see its own operations: to trace, cast, transform or watch them."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0  # such as FlopCounterMode
     )
 
 
