@@ -20,12 +20,12 @@ M = TypeVar("M")
 def convert(module: M) -> M:
     """Let the layers of a PyTorch module compute with cnnx's kernels, in place; return the module.
 
-    Conv2d, ConvTranspose2d, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d, AdaptiveAvgPool2d and
+    Conv2d, ConvTranspose2d, Linear, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d, AdaptiveAvgPool2d and
     BatchNorm2d, wherever they stand in the module, get another ``forward``. Each stays the object
     it was, with its class, parameters, buffers, hooks and names: optimizers, ``state_dict()`` and
     ``isinstance`` see no difference, and tensors are passed without a copy. Where a
-    ``torch.nn.Sequential`` has a ReLU, Sigmoid or Tanh behind a Conv2d, or a ReLU or ReLU6 behind a
-    BatchNorm2d, both are one pass over the images.
+    ``torch.nn.Sequential`` has a ReLU, Sigmoid or Tanh behind a Conv2d or a Linear, or a ReLU or
+    ReLU6 behind a BatchNorm2d, both are one pass over the images.
 
     Parameters
     ----------
