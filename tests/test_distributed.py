@@ -554,3 +554,18 @@ sys.modules["mpi4py"] = None  # as if it were not installed
 cnnx.distributed.DataParallel(cnnx.SGD(1))
 """
     assert "ImportError: training over several processes needs mpi4py" in complaint(code, tmp_path)
+
+
+def test_fewer_images_than_shards():
+    data = tuple(array[:2] for array in make_data())
+    expected = on_ranks(1, lambda rank: trained(rank, data=data))
+    for size in RANKS:
+        assert on_ranks(size, lambda rank: trained(rank, data=data)) == expected * size
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_job(tmp_path, capsys):
+    team = Team(2)
+    results = team.run(lambda rank: trained(rank, checkpoint=tmp_path / "nowhere" / "file.npz"))
+    assert team.status == 1
+    assert [type(result) for result in results] == [SystemExit, Aborted]
+    assert "rank 0 of 2 failed in epoch 1, after batch 0" in capsys.readouterr().err

@@ -52,9 +52,6 @@ class DistributedRun(Run):
             return self._state()
 
         self._take(from_root(self._ranks, state))
-        # From now on a rank may die, and with it the job: there is something to go on from.
-        if self.checkpoint is not None:
-            self.save()
 
     def _compare(self) -> None:
         """Raise ValueError unless all ranks run the same training on the same kernels."""
@@ -87,6 +84,8 @@ class DistributedRun(Run):
         """Train; where this rank fails, end the whole job, for the others wait for it."""
         self._ctrl_c, self._agreed = ctrl_c, _Agreed()
         try:
+            if self.checkpoint is not None:
+                self.save()  # from now on a rank may die, and there is something to go on from
             super().train(report, self._agreed)
         except KeyboardInterrupt:
             if not self._agreed.noted and self._ranks.size > 1:  # a second Ctrl-C
@@ -139,10 +138,8 @@ class DistributedRun(Run):
             super().save()
 
     def interrupted(self) -> str:
-        """Save if that makes sense, say what is there, and leave no earlier than the others."""
-        message = super().interrupted()
-        self._ranks.gather(None)
-        return message
+        """Save on rank 0 if that makes sense, and say what is there on all; none leaves earlier."""
+        return from_root(self._ranks, super().interrupted)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "parallel": self._identity_of_parallel()}
