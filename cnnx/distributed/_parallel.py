@@ -13,7 +13,7 @@ from cnnx.functional import _arguments as check
 
 REDUCTIONS = {"deterministic": tree_sum, "fast": any_order_sum}
 _SHARDS = 4
-_BUCKET_BYTES = 1 << 20
+_BUCKET_BYTES = 1 << 18
 
 
 class DataParallel:
