@@ -16,7 +16,7 @@ from ranks import Aborted, Team, on_ranks
 import cnnx
 from cnnx.distributed import DataParallel
 from cnnx.distributed._lockstep import Lockstep
-from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, tree_sum
+from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, summed, tree_sum
 
 IMAGES, BATCH = 45, 8  # the last batch has 5 images, so of 4 shards one has two
 RANKS = (1, 2, 4)
@@ -95,8 +95,7 @@ def test_tree_sum_adds_in_the_order_of_the_tree(size, length):
         for leaf in np.split(leaves, size)[rank.rank]:
             tree.add(leaf)
         array = tree.result().copy()
-        for pending in tree_sum(array, rank, 0):
-            pending.wait()
+        summed(array, tree_sum, rank, 0)
         return array.tobytes(), rank.sent
 
     results = on_ranks(size, job)

@@ -119,6 +119,8 @@ class DataParallel:
     ) -> float:
         """Leave in ``model.grads`` the gradients of the mean loss over all shards; return it.
 
+        The next call writes into the same arrays.
+
         For a loop of your own; every rank must call it. :func:`cnnx.fit` does all this by itself.
 
         Parameters

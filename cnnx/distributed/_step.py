@@ -99,12 +99,11 @@ class Worker:
                 for copy in self._copies[1:]:
                     copy.behave_like(model)
                 self._lockstep.run(list(jobs))
-        grads = arrays_of(self._model, "grads")
-        for name, total in self._buckets.finish():
-            if name == _TOTALS:
-                totals = total
-            else:
-                grads[name] = total
+        summed_up = dict(self._buckets.finish())
+        totals = summed_up[_TOTALS]
+        for prefix, layer in model.inside(self._model):
+            for name in arrays_of(layer, "params"):
+                arrays_of(layer, "grads")[name] = summed_up[prefix + name]
         ends = np.cumsum([array.size for array in buffers])
         model.put_buffers(np.split(totals[3:], ends[:-1]) if buffers else [])
         hits = None if np.isnan(totals[1]) else int(totals[1])
