@@ -14,6 +14,7 @@ from fresh import complaint
 from ranks import Aborted, Team, on_ranks
 
 import cnnx
+from cnnx._checkpoint import read_tree
 from cnnx.distributed import DataParallel
 from cnnx.distributed._lockstep import Lockstep
 from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, summed, tree_sum
@@ -452,6 +453,23 @@ def test_there_is_a_checkpoint_from_the_start(tmp_path):
     Team(2).run(job)
     resumed = on_ranks(2, lambda rank: trained(rank, checkpoint=file, resume=True))
     assert resumed == on_ranks(2, trained)
+
+
+def test_a_long_epoch_is_saved_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("cnnx.distributed._run._SAVE_SECONDS", 0.0)
+    file = tmp_path / "checkpoint.npz"
+    positions = []
+
+    def job(rank):
+        def look(step):
+            if rank.rank == 0:
+                position = read_tree(file)["position"]
+                positions.append((position["epoch"], position["batch"]))
+
+        trained(rank, epochs=1, checkpoint=file, callback=look)
+
+    on_ranks(2, job)
+    assert positions == [(1, batch) for batch in range(1, 7)]
 
 
 def test_one_rank_raises_what_went_wrong():

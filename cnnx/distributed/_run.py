@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from typing import Any
 
@@ -14,6 +15,8 @@ from cnnx._run import VALIDATION_BATCH, Array, CtrlC, Run
 from cnnx.distributed._job import fail, from_root
 from cnnx.distributed._parallel import DataParallel
 from cnnx.distributed._step import described
+
+_SAVE_SECONDS = 600.0  # what a rank's death may cost where an epoch takes hours
 
 
 class DistributedRun(Run):
@@ -101,6 +104,11 @@ class DistributedRun(Run):
             end = f"rank {self._ranks.rank} of {self._ranks.size} failed {place}, and the job ends"
             fail(self._ranks, f"{trace}{end}{rest}", 1)
 
+    def _train_batch(self, chosen: NDArray[np.int64]) -> None:
+        super()._train_batch(chosen)
+        if self.checkpoint is not None and time.monotonic() - self._saved > _SAVE_SECONDS:
+            self.save()
+
     def _order(self) -> NDArray[np.int64]:
         """Batch by batch, and in each the shards one after the other."""
         shards, share = self._parallel.shards, self.batch_size // self._parallel.shards
@@ -136,6 +144,7 @@ class DistributedRun(Run):
         """Write the checkpoint, on rank 0."""
         if self.leads:
             super().save()
+        self._saved = time.monotonic()
 
     def interrupted(self) -> str:
         """Save on rank 0 if that makes sense, and say what is there on all; none leaves earlier."""
