@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-PATIENCE = 30.0  # seconds for what takes milliseconds
+PATIENCE = 20.0  # seconds for what takes milliseconds
 
 
 class Aborted(BaseException):
@@ -27,17 +27,17 @@ class Pending:
 
     def __init__(self, team: Team, poll: Callable[[], bool]) -> None:
         self.team, self.poll, self.done = team, poll, False
+        self.end = time.monotonic() + PATIENCE
 
     def test(self) -> bool:
         if self.team.aborted.is_set():
             raise Aborted
         self.done = self.done or self.poll()
+        assert self.done or time.monotonic() < self.end, "nothing came"
         return self.done
 
     def wait(self) -> None:
-        end = time.monotonic() + PATIENCE
         while not self.test():
-            assert time.monotonic() < end, "nothing came"
             time.sleep(0)
 
 
