@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from typing import Any
 
@@ -14,6 +15,8 @@ from cnnx._run import VALIDATION_BATCH, Array, CtrlC, Run
 from cnnx.distributed._job import fail, from_root
 from cnnx.distributed._parallel import DataParallel
 from cnnx.distributed._step import described
+
+_SAVE_SECONDS = 600.0  # what a rank's death may cost where an epoch takes hours
 
 
 class DistributedRun(Run):
@@ -52,9 +55,6 @@ class DistributedRun(Run):
             return self._state()
 
         self._take(from_root(self._ranks, state))
-        # From now on a rank may die, and with it the job: there is something to go on from.
-        if self.checkpoint is not None:
-            self.save()
 
     def _compare(self) -> None:
         """Raise ValueError unless all ranks run the same training on the same kernels."""
@@ -87,6 +87,8 @@ class DistributedRun(Run):
         """Train; where this rank fails, end the whole job, for the others wait for it."""
         self._ctrl_c, self._agreed = ctrl_c, _Agreed()
         try:
+            if self.checkpoint is not None:
+                self.save()  # from now on a rank may die, and there is something to go on from
             super().train(report, self._agreed)
         except KeyboardInterrupt:
             if not self._agreed.noted and self._ranks.size > 1:  # a second Ctrl-C
@@ -101,6 +103,11 @@ class DistributedRun(Run):
             place = f"in epoch {self.epoch}, after batch {self.batch}"
             end = f"rank {self._ranks.rank} of {self._ranks.size} failed {place}, and the job ends"
             fail(self._ranks, f"{trace}{end}{rest}", 1)
+
+    def _train_batch(self, chosen: NDArray[np.int64]) -> None:
+        super()._train_batch(chosen)
+        if self.checkpoint is not None and time.monotonic() - self._saved > _SAVE_SECONDS:
+            self.save()
 
     def _order(self) -> NDArray[np.int64]:
         """Batch by batch, and in each the shards one after the other."""
@@ -137,12 +144,11 @@ class DistributedRun(Run):
         """Write the checkpoint, on rank 0."""
         if self.leads:
             super().save()
+        self._saved = time.monotonic()
 
     def interrupted(self) -> str:
-        """Save if that makes sense, say what is there, and leave no earlier than the others."""
-        message = super().interrupted()
-        self._ranks.gather(None)
-        return message
+        """Save on rank 0 if that makes sense, and say what is there on all; none leaves earlier."""
+        return from_root(self._ranks, super().interrupted)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "parallel": self._identity_of_parallel()}
