@@ -282,6 +282,12 @@ def test_random_damage_is_a_value_error(tmp_path):
                 assert picture.dtype == np.uint8 and picture.ndim == 3
 
 
+def test_too_many_pixels_are_refused_before_they_are_unpacked(folder):
+    (folder / "cat" / "05.png").write_bytes(DAMAGED["a bomb that Pillow would let pass"])
+    with pytest.raises(ValueError, match="9000 x 9000 pixels, expected at most 67,108,864"):
+        image_folder(folder)
+
+
 def test_a_16_bit_picture_says_so(folder):
     (folder / "cat" / "05.png").write_bytes(DAMAGED["16 bits"])
     with pytest.raises(ValueError, match=r"mode I;16, expected one of .* 8 bits a channel"):

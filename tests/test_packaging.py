@@ -192,11 +192,12 @@ def test_examples_are_found() -> None:
 
 # ---------------------------------------------------------------------------- importing
 
-OPTIONAL = ("rich", "matplotlib", "safetensors", "torch", "scipy", "pytest")
+OPTIONAL = ("rich", "matplotlib", "safetensors", "pooch", "PIL", "torch", "scipy", "pytest")
 
 
 def test_import_takes_numpy_alone(tmp_path: Path) -> None:
-    code = f"import cnnx, sys; print(*[name for name in {OPTIONAL} if name in sys.modules])"
+    modules = f"name for name in {OPTIONAL} if name in sys.modules"
+    code = f"import cnnx, cnnx.data, sys; print(*[{modules}])"
     assert printed(code, tmp_path) == ""
 
 

@@ -51,8 +51,10 @@ def main() -> None:
         augment=shifted,
     )
     _, accuracy = evaluate(net, data.x_test, data.y_test)
-    cnnx.save(net, arguments.output)
     print(f"{accuracy:.2%} of {len(data.y_test):,} test images")
+    if accuracy < 0.99:
+        raise SystemExit("that is not enough: nothing is written")
+    cnnx.save(net, arguments.output)
     print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes")
 
 

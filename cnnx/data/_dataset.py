@@ -81,4 +81,4 @@ def digits() -> Dataset:
 
 def unit_images(x: NDArray[np.uint8], white: int = 255) -> NDArray[np.float32]:
     """Levels 0..white as float32 0..1."""
-    return x.astype(np.float32) / np.float32(white)
+    return np.divide(x, np.float32(white), dtype=np.float32)
