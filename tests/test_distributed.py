@@ -15,6 +15,7 @@ from ranks import Aborted, Team, on_ranks
 
 import cnnx
 from cnnx._checkpoint import read_tree
+from cnnx.data import random_flip
 from cnnx.distributed import DataParallel
 from cnnx.distributed._lockstep import Lockstep
 from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, summed, tree_sum
@@ -59,7 +60,15 @@ def trained(rank, net=None, epochs=2, data=None, optimizer=None, **options):
     """The bytes of all state after a training, and its history."""
     fitting = {
         name: options.pop(name)
-        for name in ("checkpoint", "resume", "callback", "shuffle", "batch_size", "seed")
+        for name in (
+            "checkpoint",
+            "resume",
+            "callback",
+            "shuffle",
+            "batch_size",
+            "seed",
+            "augment",
+        )
         if name in options
     }
     net = make_net() if net is None else net
@@ -208,16 +217,34 @@ def test_lockstep_ends_with_the_error_of_one(fails):
 
 
 @pytest.mark.parametrize("sync_batch_norm", [False, True])
-def test_the_same_bits_for_every_number_of_ranks(sync_batch_norm):
+@pytest.mark.parametrize("augment", [None, random_flip])
+def test_the_same_bits_for_every_number_of_ranks(sync_batch_norm, augment):
+    options = {"sync_batch_norm": sync_batch_norm, "augment": augment}
     results = [
-        result
-        for size in RANKS
-        for result in on_ranks(size, lambda rank: trained(rank, sync_batch_norm=sync_batch_norm))
+        result for size in RANKS for result in on_ranks(size, lambda rank: trained(rank, **options))
     ]
     for state, history in results:
         assert state == results[0][0]
         assert history == results[0][1]
     assert results[0][1].loss[-1] < results[0][1].loss[0]
+
+
+def test_every_shard_is_augmented_by_chances_of_its_own():
+    drawn = {}
+
+    def job(rank):
+        mine = drawn[threading.current_thread()] = []
+
+        def augment(x, rng):
+            mine.append(int(rng.integers(2**62)))
+            return x
+
+        trained(rank, augment=augment)
+        return mine
+
+    one, four = on_ranks(1, job)[0], [n for mine in on_ranks(4, job) for n in mine]
+    assert len(set(one)) == len(one)
+    assert sorted(one) == sorted(four)
 
 
 @pytest.mark.parametrize("size", RANKS)
