@@ -4,7 +4,7 @@
 
     _read       bytes -> Program, checked
     _operators  what each operator computes: a table of small functions
-    _optimise   constants folded, nodes fused
+    _fold   constants folded, nodes fused
     _graph      Graph, the layer
     _write      layers -> bytes
 
