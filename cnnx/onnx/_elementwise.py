@@ -112,6 +112,16 @@ def relu(x: Array) -> Array:
     return F.relu(x) if x.dtype.kind == "f" else np.maximum(x, 0)
 
 
+def erf(node: Node) -> Run:
+    """The error function, from the kernel of gelu: erf(x) = 2 gelu(z) / z - 1, z = sqrt(2) x."""
+
+    def run(x: Array) -> Any:
+        z = np.clip(x * np.sqrt(2).astype(x.dtype), -30, 30)  # beyond, it is 1 to the last bit
+        return np.where(z == 0, z, 2 * F.gelu(z) / np.where(z == 0, 1, z) - 1)
+
+    return run
+
+
 def leaky_relu(node: Node) -> Run:
     """x, or alpha * x where x is negative."""
     alpha = float(node.get("alpha", 0.01))

@@ -41,7 +41,15 @@ class _Draft:
 
     def __init__(self, program: Program) -> None:
         self.source, self.constants = program, dict(program.constants)
-        self.nodes = [replace(node, attributes=dict(node.attributes)) for node in program.nodes]
+        self.nodes = [
+            replace(
+                node,
+                inputs=list(node.inputs),
+                outputs=list(node.outputs),
+                attributes=dict(node.attributes),
+            )
+            for node in program.nodes
+        ]
         self.outputs = list(program.outputs)
         self._look()
 

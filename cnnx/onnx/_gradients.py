@@ -376,6 +376,7 @@ GRADIENTS: dict[str, Callable[[Node], Gradient]] = {
     "ConvTranspose": _conv_transpose,
     "Div": _broadcast(lambda grad, xy: (grad / xy[1], -grad * xy[0] / (xy[1] * xy[1]))),
     "Dropout": _reshaped,
+    "Erf": _elementwise(lambda node, call: 2 / np.sqrt(np.pi) * np.exp(-(call.x**2))),
     "Exp": _elementwise(lambda node, call: call.outputs[0]),
     "Expand": lambda node: lambda call: (summed(call.grad, call.x.shape),),
     "Flatten": _reshaped,

@@ -92,9 +92,21 @@ class Graph(Layer):
                     if constant is not None and constant.dtype.kind == "f":
                         arrays[name] = constant
         self.grads.update({name: np.zeros_like(array) for name, array in self.params.items()})
+        self._compile()
+
+    def _compile(self) -> None:
         self._steps: list[tuple[Node, Callable[..., Any]]] = [
-            (node, compiled(node)) for node in program.nodes
+            (node, compiled(node)) for node in self._program.nodes
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the functions made of the nodes, and what they kept."""
+        return {**vars(self), "_steps": None, "_kept": None, "_saved": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the functions again."""
+        vars(self).update(state)
+        self._compile()
 
     def forward(self, *inputs: Array) -> Any:
         """Return the output for the inputs, or a tuple where there are several outputs."""
