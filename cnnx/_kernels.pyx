@@ -9,6 +9,7 @@ the arguments.
 """
 
 import os
+import sys
 import threading
 
 from cnnx import _threads
@@ -160,13 +161,17 @@ cdef int openmp_at_import = cnnx_openmp_threads()
 
 
 def _most_threads():
-    """The most threads that OpenMP leaves us: 1 where there is none, fewer while it is limited.
+    """The most threads that OpenMP leaves us: 1 where there is none, fewer while threadpoolctl limits it.
 
-    threadpoolctl and omp_set_num_threads lower OpenMP's number for the calling thread. Its number
+    That lowers OpenMP's number for the calling thread, which is all that there is to see. Another
+    library may do the same for itself, where both have one OpenMP: torch.set_num_threads does, with
+    every libgomp of that name. So the number means us only where threadpoolctl is loaded. What it was
     at import is no limit: the user may ask cnnx for more threads than there are CPUs.
     """
+    if cnnx_openmp == 0:
+        return 1
     cdef int now = cnnx_openmp_threads()
-    return now if now < openmp_at_import or cnnx_openmp == 0 else _threads.MOST
+    return now if now < openmp_at_import and "threadpoolctl" in sys.modules else _threads.MOST
 
 
 _threads.most_threads = _most_threads
