@@ -2,14 +2,15 @@
 
 Everything else about the package is in pyproject.toml. Only the files isa_*.c get flags of their
 own: the rest of the build uses the instructions that every CPU of the target has, so that one wheel
-runs everywhere. Without a compiler the install succeeds and cnnx runs on NumPy; set
-``CNNX_REQUIRE_EXTENSION=1`` (as the wheel builds do) to make that an error,
-``CNNX_NO_EXTENSION=1`` to leave the extension out.
+runs everywhere. By Python's limited API it also serves every Python from 3.11 on. Without a
+compiler the install succeeds and cnnx runs on NumPy; set ``CNNX_REQUIRE_EXTENSION=1`` (as the wheel
+builds do) to make that an error, ``CNNX_NO_EXTENSION=1`` to leave the extension out.
 """
 
 import os
 import platform
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from setuptools.command.build_ext import build_ext
 CSRC = Path("cnnx") / "_csrc"
 MSVC = sys.platform == "win32"
 MACHINE = platform.machine().lower()
+# The limited API of 3.11 is the first with all that is used here. By it small calls are 0 to 8 %
+# slower, 5 % on average. Builds without a GIL have none.
+LIMITED = (
+    sys.implementation.name == "cpython"
+    and sys.version_info >= (3, 11)
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+)
 
 # Never -ffast-math: it breaks NaN, and linking with it makes the whole process flush denormals to
 # zero.
@@ -131,11 +139,20 @@ def extensions() -> list[Extension]:
         "cnnx._kernels",
         ["cnnx/_kernels.pyx", str(CSRC / "dispatch.c"), str(CSRC / "pool.c")],
         include_dirs=[np.get_include(), "cnnx"],
-        define_macros=[*MACROS, ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        define_macros=[
+            *MACROS,
+            ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+            *([("Py_LIMITED_API", "0x030b0000")] if LIMITED else []),
+        ],
+        py_limited_api=LIMITED,
         extra_compile_args=list(OPTIMISE),
         depends=[str(path) for path in CSRC.glob("*.h")],
     )
     return cythonize([kernels])
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
+)
