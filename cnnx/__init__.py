@@ -12,9 +12,9 @@ The way of the data is the way of the imports, one direction, no circle::
         |                          the same functions; the fallback is the readable one
     _csrc (C)                      one table of kernels per instruction set
 
-``gradcheck``, ``grading``, ``explain``, ``training``, ``serialization`` and ``cli`` stand on the
-public surface, like any user's code would; ``grading`` and ``explain`` are imported when they are
-first asked for. ``_shapes`` is the only place with output-size formulas.
+``gradcheck``, ``grading``, ``explain``, ``training``, ``distributed``, ``serialization`` and
+``cli`` stand on the public surface, like any user's code would; ``grading`` and ``explain`` are
+imported when they are first asked for. ``_shapes`` is the only place with output-size formulas.
 """
 
 from importlib import import_module as _import_module

@@ -28,7 +28,7 @@ from cnnx.layers import Layer
 from cnnx.losses import SoftmaxCrossEntropy
 
 Array = NDArray[Any]
-_VALIDATION_BATCH = 256  # enough to keep the threads busy, and little memory
+VALIDATION_BATCH = 256  # enough to keep the threads busy, and little memory
 
 
 class Loss(Protocol):
@@ -117,6 +117,7 @@ class Run:
     hits: int | None = 0  # likewise; None where there are no classes
     seconds: float = 0.0  # spent on them
     consistent: bool = True  # false from a batch's first change of state to its last
+    leads: bool = True  # of several processes, one reports and saves
 
     def train(self, report: Reporter, ctrl_c: CtrlC) -> None:
         """Go on from the present position to the end of the last epoch."""
@@ -153,19 +154,24 @@ class Run:
     def _train_batch(self, chosen: NDArray[np.int64]) -> None:
         started = time.perf_counter()
         self.consistent = False
-        target = self.y[chosen]
-        out = self.model.forward(self.x[chosen])
-        loss = self.loss.forward(out, target)
-        hits = count_hits(out, target, self.loss)
-        self.model.backward(self.loss.backward())
+        loss, hits = self._gradients(chosen)
         self.optimizer.step(self.model)
         if self.schedule is not None:
             self.schedule.step()
         self.batch += 1
-        self.loss_sum += float(loss) * len(chosen)
+        self.loss_sum += loss * len(chosen)
         self.hits = None if self.hits is None or hits is None else self.hits + hits
         self.seconds += time.perf_counter() - started
         self.consistent = True
+
+    def _gradients(self, chosen: NDArray[np.int64]) -> tuple[float, int | None]:
+        """Fill the model's grads for a batch, and return its loss and hits."""
+        target = self.y[chosen]
+        out = self.model.forward(self.x[chosen])
+        loss = float(self.loss.forward(out, target))
+        hits = count_hits(out, target, self.loss)
+        self.model.backward(self.loss.backward())
+        return loss, hits
 
     def _step(self) -> Step:
         images = min(self.batch * self.batch_size, len(self.x))
@@ -200,13 +206,16 @@ class Run:
         if self.validation is None:
             return None, None
         x, y = self.validation
-        parts = []
-        for part in outputs(self.model, x, _VALIDATION_BATCH):
-            ctrl_c.check()  # changes no state, and is done again after a resume
-            parts.append(part)
-        out = np.concatenate(parts)
+        out = self._outputs(x, ctrl_c)
         hits = count_hits(out, y, self.loss)
         return float(self.loss.forward(out, y)), None if hits is None else hits / len(x)
+
+    def _outputs(self, x: Array, ctrl_c: CtrlC) -> Array:
+        parts = []
+        for part in outputs(self.model, x, VALIDATION_BATCH):
+            ctrl_c.check()  # changes no state, and is done again after a resume
+            parts.append(part)
+        return np.concatenate(parts)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -218,10 +227,15 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "generators": {name: g.bit_generator.state for name, g in _generators(self.model)},
+            "generators": {name: g.bit_generator.state for name, g in generators_of(self.model)},
             "history": asdict(self.history),
             "position": {name: getattr(self, name) for name in _POSITION},
         }
+
+    def begin(self, resume: bool) -> None:
+        """Take the state of the checkpoint where there is one to resume from."""
+        if resume and self.checkpoint is not None and os.path.exists(self.checkpoint):
+            self.restore()
 
     def restore(self) -> None:
         """Take the state of the checkpoint, or change nothing.
@@ -250,10 +264,10 @@ class Run:
             raise ValueError(f"{where}: {kind}{error}") from error
 
     def _take(self, tree: dict[str, Any]) -> None:
-        if set(tree["generators"]) != {name for name, _ in _generators(self.model)}:
+        if set(tree["generators"]) != {name for name, _ in generators_of(self.model)}:
             raise ValueError(
                 f"it has states for the random generators {sorted(tree['generators'])}, "
-                f"the model has {sorted(name for name, _ in _generators(self.model))}"
+                f"the model has {sorted(name for name, _ in generators_of(self.model))}"
             )
         if (tree["schedule"] is None) != (self.schedule is None):
             raise ValueError(
@@ -274,7 +288,7 @@ class Run:
             self.optimizer.check_memory(self.model.params)
         if self.schedule is not None:
             self.schedule.load_state_dict(tree["schedule"])
-        for name, generator in _generators(self.model):
+        for name, generator in generators_of(self.model):
             generator.bit_generator.state = tree["generators"][name]
         self.history = history
         for name in _POSITION:
@@ -317,7 +331,7 @@ class CtrlC:
     """
 
     def __init__(self) -> None:
-        self._noted = False
+        self.noted = False
         self._mine = False
 
     def __enter__(self) -> CtrlC:
@@ -334,13 +348,13 @@ class CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted:
+        if self.noted:
             raise KeyboardInterrupt
-        self._noted = True
+        self.noted = True
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if there was a Ctrl-C."""
-        if self._noted:
+        if self.noted:
             raise KeyboardInterrupt
 
 
@@ -365,11 +379,11 @@ def count_hits(out: Array, target: Array, loss: Loss) -> int | None:
     return int(np.count_nonzero(out.argmax(axis=1) == labels))
 
 
-def _generators(layer: Any, name: str = "") -> Iterator[tuple[str, np.random.Generator]]:
+def generators_of(layer: Any, name: str = "") -> Iterator[tuple[str, np.random.Generator]]:
     """The random generators that a layer and those inside it keep as attributes."""
     for attribute, value in vars(layer).items():
         if isinstance(value, np.random.Generator):
             yield name + attribute, value
     children = layer.children() if hasattr(layer, "children") else {}
     for child_name, child in children.items():
-        yield from _generators(child, f"{name}{child_name}.")
+        yield from generators_of(child, f"{name}{child_name}.")

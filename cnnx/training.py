@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cnnx._progress import Step, reporter
 from cnnx._run import Array, CtrlC, History, Loss, Optimizer, Run, Schedule, count_hits, outputs
+from cnnx.distributed import DataParallel
+from cnnx.distributed._run import DistributedRun
 from cnnx.functional import _arguments as check
 from cnnx.layers import Layer, Sequential
 from cnnx.losses import SoftmaxCrossEntropy
@@ -70,7 +73,8 @@ def fit(
     loss : object with forward and backward, optional
         Default ``SoftmaxCrossEntropy()``.
     optimizer : object with step, optional
-        Default ``Adam()``.
+        Default ``Adam()``. A :class:`cnnx.distributed.DataParallel` spreads every batch over the
+        processes that mpiexec has started.
     schedule : object with step, optional
         A learning-rate schedule of that optimizer; it makes a step after every batch.
     validation : pair of ndarrays, optional
@@ -146,7 +150,8 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume is True but checkpoint is None, expected the file to resume from")
 
-    run = Run(
+    parallel = optimizer if isinstance(optimizer, DataParallel) else None
+    run = (Run if parallel is None else partial(DistributedRun, parallel))(
         # A Sequential of one gives any object the whole surface of a layer.
         model=model if isinstance(model, Layer) else Sequential(model),
         x=x,
@@ -162,9 +167,8 @@ def fit(
         callback=callback,
         checkpoint=checkpoint,
     )
-    if resume and checkpoint is not None and os.path.exists(checkpoint):
-        run.restore()
-    with CtrlC() as ctrl_c, reporter(progress) as report:
+    run.begin(resume)
+    with CtrlC() as ctrl_c, reporter(progress and run.leads) as report:
         try:
             run.train(report, ctrl_c)
         except KeyboardInterrupt as error:

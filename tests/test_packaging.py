@@ -11,6 +11,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ CLASSES = [name for name in NAMES if inspect.isclass(getattr(cnnx, name))]
 
 
 def modules() -> Iterator[str]:
-    """The names of the package and all of its modules in Python."""
+    """The names of the package and all of its modules in Python, as far as they can be imported."""
     yield "cnnx"
     for module in pkgutil.walk_packages(cnnx.__path__, "cnnx."):
-        if not module.name.endswith(("__main__", "_kernels")):
+        lacking = module.name.startswith("cnnx.torch") and find_spec("torch") is None
+        if not lacking and not module.name.endswith(("__main__", "_kernels")):
             yield module.name
 
 
@@ -62,7 +64,8 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 @pytest.mark.skipif(not FREE_THREADED, reason="this Python always has its lock")
 def test_python_stays_without_its_lock(tmp_path: Path) -> None:
     # It comes back, for the whole process, where a module does not say that it needs none.
-    assert printed("import sys, cnnx; print(sys._is_gil_enabled())", tmp_path) == "False"
+    code = "import sys, cnnx; print(sys._is_gil_enabled())"
+    assert printed(code, tmp_path, PYTHON_GIL="") == "False"
 
 
 @needs_kernels
@@ -216,7 +219,7 @@ def test_examples_are_found() -> None:
 
 # ---------------------------------------------------------------------------- importing
 
-OPTIONAL = ("rich", "matplotlib", "safetensors", "torch", "scipy", "pytest")
+OPTIONAL = ("rich", "matplotlib", "safetensors", "mpi4py", "torch", "scipy", "pytest")
 
 
 def test_import_takes_numpy_alone(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ fi
 
 compiler="$(command -v ccache || true) gcc --sysroot=$root"
 CC=$compiler LDSHARED="gcc --sysroot=$root -shared -L$root/usr/lib/x86_64-linux-gnu" \
-    CNNX_REQUIRE_EXTENSION=1 "$python" -m build --wheel --no-isolation -o "$work"
+    CNNX_REQUIRE_EXTENSION=full "$python" -m build --wheel --no-isolation -o "$work"
 PATH="$(dirname "$python"):$PATH" "$python" -m auditwheel repair --strip \
     --ldpaths "$root/usr/lib/x86_64-linux-gnu" -w "$work/repaired" "$work"/*.whl
 "$python" tools/check_wheel.py "$work"/repaired/*.whl

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-LARGEST = 1_500_000  # bytes, of which half are kernels that most CPUs leave alone
+LARGEST = 1_500_000  # bytes; most are kernels, once for each instruction set
 GLIBC = 28  # of 2.28, in manylinux_2_28: Debian 10, RHEL 8, Ubuntu 20.04
 BINARY = re.compile(r"\.(pyd|dll|dylib|so)(\.[0-9.]+)?$")
 
