@@ -13,21 +13,21 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnx import optim as cnnx_optim
+from cnnx._batches import Array, Batches
 from cnnx._checkpoint import read_tree, write_tree
 from cnnx._progress import Reporter, Step
 from cnnx.functional import _arguments as check
 from cnnx.layers import Layer
 from cnnx.losses import SoftmaxCrossEntropy
 
-Array = NDArray[Any]
 VALIDATION_BATCH = 256  # enough to keep the threads busy, and little memory
 
 
@@ -97,16 +97,12 @@ class Run:
     """One training: its ingredients, and how far it has come."""
 
     model: Layer
-    x: Array
-    y: Array
+    batches: Batches
     epochs: int
-    batch_size: int
     loss: Loss
     optimizer: Optimizer
     schedule: Schedule | None
     validation: tuple[Array, Array] | None
-    shuffle: bool
-    seed: int
     callback: Callable[[Step], object] | None
     checkpoint: str | os.PathLike[str] | None
 
@@ -130,56 +126,47 @@ class Run:
     def _train(self, report: Reporter, ctrl_c: CtrlC) -> None:
         while self.epoch <= self.epochs:
             self.model.train()
-            order = self._order()
-            while self.batch < self._batches():
-                self._train_batch(order[self.batch * self.batch_size :][: self.batch_size])
-                report.batch(self._step())
-                if self.callback is not None:
-                    self.callback(self._step())
-                ctrl_c.check()
+            with closing(self.batches.epoch(self.epoch, self.batch)) as batches:
+                while self.batch < len(self.batches):
+                    self._train_batch(batches)
+                    report.batch(self._step())
+                    if self.callback is not None:
+                        self.callback(self._step())
+                    ctrl_c.check()
             self._end_epoch(report, ctrl_c)
             if self.checkpoint is not None:
                 self.save()
             ctrl_c.check()
 
-    def _batches(self) -> int:
-        return -(-len(self.x) // self.batch_size)
-
-    def _order(self) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(len(self.x))
-        # Epochs count from 1: NumPy takes the seed (n, 0) for n, the stream of somebody's weights.
-        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.x))
-
-    def _train_batch(self, chosen: NDArray[np.int64]) -> None:
+    def _train_batch(self, batches: Iterator[tuple[Array, Array]]) -> None:
         started = time.perf_counter()
+        x, target = next(batches)
         self.consistent = False
-        loss, hits = self._gradients(chosen)
+        loss, hits = self._gradients(x, target)
         self.optimizer.step(self.model)
         if self.schedule is not None:
             self.schedule.step()
         self.batch += 1
-        self.loss_sum += loss * len(chosen)
+        self.loss_sum += loss
         self.hits = None if self.hits is None or hits is None else self.hits + hits
         self.seconds += time.perf_counter() - started
         self.consistent = True
 
-    def _gradients(self, chosen: NDArray[np.int64]) -> tuple[float, int | None]:
-        """Fill the model's grads for a batch, and return its loss and hits."""
-        target = self.y[chosen]
-        out = self.model.forward(self.x[chosen])
+    def _gradients(self, x: Any, target: Any) -> tuple[float, int | None]:
+        """Fill the model's grads for a batch, and return its summed loss and its hits."""
+        out = self.model.forward(x)
         loss = float(self.loss.forward(out, target))
         hits = count_hits(out, target, self.loss)
         self.model.backward(self.loss.backward())
-        return loss, hits
+        return loss * len(target), hits
 
     def _step(self) -> Step:
-        images = min(self.batch * self.batch_size, len(self.x))
+        images = min(self.batch * self.batches.batch_size, len(self.batches.x))
         return Step(
             epoch=self.epoch,
             epochs=self.epochs,
             batch=self.batch,
-            batches=self._batches(),
+            batches=len(self.batches),
             loss=self.loss_sum / images,
             accuracy=None if self.hits is None else self.hits / images,
             images_per_second=images / self.seconds,
@@ -275,7 +262,7 @@ class Run:
             )
         position, history = tree["position"], History(**tree["history"])
         check.integer(position["epoch"], "epoch", 1)
-        check.integer(position["batch"], "batch", 0, self._batches())
+        check.integer(position["batch"], "batch", 0, len(self.batches))
         check.number(position["seconds"], "seconds", 0)
         if position["hits"] is not None:
             check.integer(position["hits"], "hits", 0)
@@ -309,14 +296,16 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
-        checksum = zlib.crc32(np.ascontiguousarray(self.x).data)
+        batches = self.batches
+        checksum = zlib.crc32(np.ascontiguousarray(batches.x).data)
         return {
-            "format": 1,
-            "images": list(self.x.shape),
-            "data": zlib.crc32(np.ascontiguousarray(self.y).data, checksum),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
+            "format": 2,
+            "images": list(batches.x.shape),
+            "data": zlib.crc32(np.ascontiguousarray(batches.y).data, checksum),
+            "batch_size": batches.batch_size,
+            "seed": batches.seed,
+            "shuffle": batches.shuffle,
+            "augment": batches.augment is not None,
         }
 
 

@@ -9,14 +9,13 @@ import pickle
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-PATIENCE = 30.0  # seconds for what takes milliseconds
+PATIENCE = 20.0  # seconds for what takes milliseconds
 
 
 class Aborted(BaseException):
@@ -28,17 +27,17 @@ class Pending:
 
     def __init__(self, team: Team, poll: Callable[[], bool]) -> None:
         self.team, self.poll, self.done = team, poll, False
+        self.end = time.monotonic() + PATIENCE
 
     def test(self) -> bool:
         if self.team.aborted.is_set():
             raise Aborted
         self.done = self.done or self.poll()
+        assert self.done or time.monotonic() < self.end, "nothing came"
         return self.done
 
     def wait(self) -> None:
-        end = time.monotonic() + PATIENCE
         while not self.test():
-            assert time.monotonic() < end, "nothing came"
             time.sleep(0)
 
 
@@ -53,9 +52,10 @@ class Rank:
     def exchange(self, send: np.ndarray, receive: np.ndarray, partner: int, tag: int) -> Pending:
         assert send.ndim == receive.ndim == 1
         taken = threading.Event()
-        self.team.mail[self.rank, partner, tag].put((send, taken))
+        self.team.place((self.rank, partner, tag), queue.Queue).put((send, taken))
         self.sent += send.size
-        inbox, received = self.team.mail[partner, self.rank, tag], threading.Event()
+        inbox = self.team.place((partner, self.rank, tag), queue.Queue)
+        received = threading.Event()
 
         def poll() -> bool:
             if not received.is_set():
@@ -73,9 +73,8 @@ class Rank:
 
     def allreduce(self, array: np.ndarray) -> Pending:
         self.sums += 1
-        box = self.team.boxes[self.sums]
-        with self.team.lock:
-            box.append(array.copy())
+        box = self.team.place(self.sums, list)
+        box.append(array.copy())
 
         def poll() -> bool:
             if len(box) < self.size:
@@ -106,12 +105,16 @@ class Team:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.mail: dict[Any, queue.Queue[Any]] = defaultdict(queue.Queue)
-        self.boxes: dict[int, list[np.ndarray]] = defaultdict(list)
+        self.places: dict[Any, Any] = {}
         self.table: list[Any] = [None] * size
         self.lock, self.barrier = threading.Lock(), threading.Barrier(size)
         self.aborted, self.status = threading.Event(), 0
         self.ranks = [Rank(self, rank) for rank in range(size)]
+
+    def place(self, name: Any, kind: Callable[[], Any]) -> Any:
+        """Where ranks meet, whoever comes first."""
+        with self.lock:
+            return self.places.setdefault(name, kind())
 
     def run(self, function: Callable[[Any], Any]) -> list[Any]:
         """What a function of the communicator returns on each rank; or the exceptions it raises."""

@@ -14,9 +14,11 @@ from fresh import complaint
 from ranks import Aborted, Team, on_ranks
 
 import cnnx
+from cnnx._checkpoint import read_tree
+from cnnx.data import random_flip
 from cnnx.distributed import DataParallel
 from cnnx.distributed._lockstep import Lockstep
-from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, tree_sum
+from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, summed, tree_sum
 
 IMAGES, BATCH = 45, 8  # the last batch has 5 images, so of 4 shards one has two
 RANKS = (1, 2, 4)
@@ -58,7 +60,15 @@ def trained(rank, net=None, epochs=2, data=None, optimizer=None, **options):
     """The bytes of all state after a training, and its history."""
     fitting = {
         name: options.pop(name)
-        for name in ("checkpoint", "resume", "callback", "shuffle", "batch_size", "seed")
+        for name in (
+            "checkpoint",
+            "resume",
+            "callback",
+            "shuffle",
+            "batch_size",
+            "seed",
+            "augment",
+        )
         if name in options
     }
     net = make_net() if net is None else net
@@ -95,8 +105,7 @@ def test_tree_sum_adds_in_the_order_of_the_tree(size, length):
         for leaf in np.split(leaves, size)[rank.rank]:
             tree.add(leaf)
         array = tree.result().copy()
-        for pending in tree_sum(array, rank, 0):
-            pending.wait()
+        summed(array, tree_sum, rank, 0)
         return array.tobytes(), rank.sent
 
     results = on_ranks(size, job)
@@ -208,16 +217,34 @@ def test_lockstep_ends_with_the_error_of_one(fails):
 
 
 @pytest.mark.parametrize("sync_batch_norm", [False, True])
-def test_the_same_bits_for_every_number_of_ranks(sync_batch_norm):
+@pytest.mark.parametrize("augment", [None, random_flip])
+def test_the_same_bits_for_every_number_of_ranks(sync_batch_norm, augment):
+    options = {"sync_batch_norm": sync_batch_norm, "augment": augment}
     results = [
-        result
-        for size in RANKS
-        for result in on_ranks(size, lambda rank: trained(rank, sync_batch_norm=sync_batch_norm))
+        result for size in RANKS for result in on_ranks(size, lambda rank: trained(rank, **options))
     ]
     for state, history in results:
         assert state == results[0][0]
         assert history == results[0][1]
     assert results[0][1].loss[-1] < results[0][1].loss[0]
+
+
+def test_every_shard_is_augmented_by_chances_of_its_own():
+    drawn = {}
+
+    def job(rank):
+        mine = drawn[threading.current_thread()] = []
+
+        def augment(x, rng):
+            mine.append(int(rng.integers(2**62)))
+            return x
+
+        trained(rank, augment=augment)
+        return mine
+
+    one, four = on_ranks(1, job)[0], [n for mine in on_ranks(4, job) for n in mine]
+    assert len(set(one)) == len(one)
+    assert sorted(one) == sorted(four)
 
 
 @pytest.mark.parametrize("size", RANKS)
@@ -455,6 +482,23 @@ def test_there_is_a_checkpoint_from_the_start(tmp_path):
     assert resumed == on_ranks(2, trained)
 
 
+def test_a_long_epoch_is_saved_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("cnnx.distributed._run._SAVE_SECONDS", 0.0)
+    file = tmp_path / "checkpoint.npz"
+    positions = []
+
+    def job(rank):
+        def look(step):
+            if rank.rank == 0:
+                position = read_tree(file)["position"]
+                positions.append((position["epoch"], position["batch"]))
+
+        trained(rank, epochs=1, checkpoint=file, callback=look)
+
+    on_ranks(2, job)
+    assert positions == [(1, batch) for batch in range(1, 7)]
+
+
 def test_one_rank_raises_what_went_wrong():
     def stop(step):
         raise OSError("alone")
@@ -554,3 +598,18 @@ sys.modules["mpi4py"] = None  # as if it were not installed
 cnnx.distributed.DataParallel(cnnx.SGD(1))
 """
     assert "ImportError: training over several processes needs mpi4py" in complaint(code, tmp_path)
+
+
+def test_fewer_images_than_shards():
+    data = tuple(array[:2] for array in make_data())
+    expected = on_ranks(1, lambda rank: trained(rank, data=data))
+    for size in RANKS:
+        assert on_ranks(size, lambda rank: trained(rank, data=data)) == expected * size
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_job(tmp_path, capsys):
+    team = Team(2)
+    results = team.run(lambda rank: trained(rank, checkpoint=tmp_path / "nowhere" / "file.npz"))
+    assert team.status == 1
+    assert [type(result) for result in results] == [SystemExit, Aborted]
+    assert "rank 0 of 2 failed in epoch 1, after batch 0" in capsys.readouterr().err

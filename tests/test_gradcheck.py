@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -590,3 +591,44 @@ def test_rich_table_in_a_terminal(
     assert gradsuite.run(quick=True)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
     assert re.search(r"SoftmaxCrossEntropy +1 .* ok", text)  # not cut off at 80 columns
+
+
+# ---------------------------------------------------------------------------- large numbers
+
+LARGE: dict[str, tuple[Callable[[], cnnx.Layer], tuple[int, ...]]] = {
+    "Dense": (lambda: cnnx.Dense(6, 3, dtype="float64", rng=0), (4, 6)),
+    "Dense, many": (lambda: cnnx.Dense(60, 40, dtype="float64", rng=0), (9, 60)),
+    "Conv2D": (lambda: cnnx.Conv2D(2, 3, 3, padding=1, dtype="float64", rng=0), (2, 2, 5, 5)),
+    "relu": (lambda: cnnx.Conv2D(2, 3, 3, activation="relu", dtype="float64", rng=0), (2, 2, 5, 5)),
+    "BatchNorm2D": (lambda: cnnx.BatchNorm2D(3, dtype="float64"), (4, 3, 3, 3)),
+    "MaxPool2D": (lambda: cnnx.MaxPool2D(2), (2, 3, 6, 6)),
+}
+
+
+def _wrong_by(layer: cnnx.Layer, name: str, share: float) -> cnnx.Layer:
+    """The layer, with one element of a gradient wrong by a share of the largest."""
+    right = layer.backward
+
+    def backward(grad_out: Any) -> Any:
+        grad_x = right(grad_out)
+        gradient = grad_x if name == "x" else layer.grads[name]
+        gradient.flat[gradient.size // 2] += share * np.abs(gradient).max()
+        return grad_x
+
+    layer.backward = backward  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e5, 1e6, 1e7])
+@pytest.mark.parametrize("name", LARGE)
+def test_large_inputs(name: str, scale: float) -> None:
+    # A bias of 0.1 moves outputs of 1e6 by 1e-5 and less, and their last place is 1e-10: a slope's
+    # error is 1e-5 then, ten times the tolerance.
+    make, shape = LARGE[name]
+    atol = 1e-9 / scale  # a normalised input's gradient is as small as the input is large
+    x = scale * np.random.default_rng(0).standard_normal(shape)
+    for max_elements in (10_000, 20):  # all of them alone; few, and all together
+        report = cnnx.gradcheck(make(), x, max_elements=max_elements, atol=atol)
+        assert report, report
+    for gradient in ["x", *make().params]:
+        assert not cnnx.gradcheck(_wrong_by(make(), gradient, 1e-4), x, atol=atol)

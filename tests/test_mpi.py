@@ -186,3 +186,15 @@ def test_train_says_once_what_is_wrong(tmp_path: Path) -> None:
     done = command(1, "--shards 2", tmp_path)
     assert done.returncode == 2
     assert "cnnx train: --shards needs --distributed" in done.stderr
+
+
+def test_the_script_on_the_page_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "docs" / "scaling.md"
+    if not page.exists():
+        pytest.skip("docs are not here")
+    script = page.read_text("utf-8").partition("<<'END'\n")[2].partition("\nEND\n")[0]
+    (tmp_path / "train.py").write_text(script)
+    done = mpiexec(2, "train.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == 1
+    assert (tmp_path / "net.npz").exists()

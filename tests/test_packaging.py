@@ -219,11 +219,23 @@ def test_examples_are_found() -> None:
 
 # ---------------------------------------------------------------------------- importing
 
-OPTIONAL = ("rich", "matplotlib", "safetensors", "mpi4py", "torch", "scipy", "pytest")
+OPTIONAL = (
+    "rich",
+    "matplotlib",
+    "safetensors",
+    "pooch",
+    "PIL",
+    "mpi4py",
+    "onnx",
+    "torch",
+    "scipy",
+    "pytest",
+)
 
 
 def test_import_takes_numpy_alone(tmp_path: Path) -> None:
-    code = f"import cnnx, sys; print(*[name for name in {OPTIONAL} if name in sys.modules])"
+    modules = f"name for name in {OPTIONAL} if name in sys.modules"
+    code = f"import cnnx, cnnx.data, sys; print(*[{modules}])"
     assert printed(code, tmp_path) == ""
 
 

@@ -6,7 +6,9 @@ import builtins
 import io
 import os
 import pickle
+import signal
 import struct
+import subprocess
 import sys
 import zipfile
 from importlib.util import find_spec
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh import python
 from numpy.testing import assert_array_equal
 
 import cnnx
@@ -278,6 +281,44 @@ def test_the_disk_has_it_before_the_name_is_taken(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX's")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill so")
+def test_what_a_killed_process_left_goes_with_the_next_save(path: Path) -> None:
+    code = f"""
+import os, signal
+from cnnx._files import atomic_write
+with atomic_write({str(path)!r}) as file:
+    file.write(b"half of it")
+    file.flush()
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.{{}})
+"""
+
+    def left() -> list[Path]:
+        return sorted(set(path.parent.iterdir()) - {path})
+
+    others = [path.parent / f"{path.name}.part", path.parent / f".{path.name}.abc.part"]
+    for file in others:
+        file.write_bytes(b"the user's own")
+    assert python(code.format("SIGKILL"), path.parent).returncode == -signal.SIGKILL
+    (abandoned,) = set(left()) - {*others}
+    cnnx.save(net(0), path)
+    assert abandoned in left()  # so young, it could be that of a process that has just begun
+    for file in left():
+        os.utime(file, (0, 0))
+    cnnx.save(net(0), path)
+    assert left() == sorted(others)
+
+    environment = {**os.environ, "PYTHONPATH": str(Path(cnnx.__file__).parents[1])}
+    command = [sys.executable, "-c", code.format("SIGSTOP")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        (young,) = set(left()) - {*others}
+        os.utime(young, (0, 0))
+        cnnx.save(net(0), path)
+        assert young in left()  # it lives
+        writer.kill()
+
+
 def test_permissions_are_those_of_any_new_file(path: Path) -> None:
     cnnx.save(net(1), path)
     plain = path.with_name("plain")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,11 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "conv circular": lambda: nn.Conv2d(4, 6, 4, padding="same", padding_mode="circular"),
     "transposed": lambda: nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=(1, 0)),
     "transposed groups": lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False),
+    "linear": lambda: nn.Linear(8, 5),
+    "linear plain": lambda: nn.Linear(8, 5, bias=False),
+    "linear relu": lambda: nn.Sequential(nn.Linear(8, 5), nn.ReLU()),
+    "linear sigmoid": lambda: nn.Sequential(nn.Linear(8, 5), nn.Sigmoid()),
+    "linear tanh": lambda: nn.Sequential(nn.Linear(8, 5), nn.Tanh()),
     "max": lambda: nn.MaxPool2d(2),
     "max overlapping": lambda: nn.MaxPool2d((3, 2), stride=(1, 2), padding=1, ceil_mode=True),
     "max dilated": lambda: nn.MaxPool2d(3, stride=2, dilation=2),
@@ -52,13 +59,18 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "norm relu6": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU6(inplace=True)),
     "norm relu eval": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).eval(),
 }
-OURS = ("Conv2dBackward", "ConvTranspose2dBackward", "MaxPool2dBackward", "AvgPool2dBackward",
-        "BatchNorm2dBackward")  # fmt: skip
+OURS = tuple(
+    f"{name}Backward"
+    for name in ("Conv2d", "ConvTranspose2d", "Linear", "MaxPool2d", "AvgPool2d", "BatchNorm2d")
+)
 
 
 def is_ours(out: Any) -> bool:
     """Whether a result came from cnnx: PyTorch's own nodes have other names."""
-    return out.grad_fn.name() in OURS
+    node = out.grad_fn
+    if "Unflatten" in node.name() or "View" in node.name():  # rows back into a table
+        node = node.next_functions[0][0]
+    return node.name() in OURS
 
 
 def pair(make: Callable[[], Any], dtype: Any = torch.float64) -> tuple[Any, Any]:
@@ -121,7 +133,7 @@ def test_same_outputs_and_gradients(name: str, dtype: Any) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradcheck(name: str) -> None:
     layer, _ = pair(LAYERS[name])
-    x = images(1, 4, 6, 6)
+    x = images(1, 4, 6, 8)
     parameters = dict(layer.named_parameters())
 
     def call(x: Any, *values: Any) -> Any:
@@ -132,7 +144,7 @@ def test_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(call, (x, *parameters.values()))
 
 
-@pytest.mark.parametrize("name", ["conv", "max overlapping", "average", "norm relu"])
+@pytest.mark.parametrize("name", ["conv", "linear relu", "max overlapping", "average", "norm relu"])
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "upstream"])
 def test_any_layout(name: str, layout: str) -> None:
     layer, twin = pair(LAYERS[name])
@@ -170,6 +182,12 @@ def test_a_net_learns_the_same() -> None:
         torch.testing.assert_close(mine[1], theirs[1], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("shape", [(7, 8), (2, 3, 8), (2, 1, 3, 2, 8)])
+def test_linear_shapes(shape: tuple[int, ...]) -> None:
+    layer, twin = pair(LAYERS["linear"])
+    assert is_ours(same_step(layer, twin, images(*shape)))
+
+
 @pytest.mark.parametrize("make", [nn.MaxPool2d, nn.AdaptiveMaxPool2d])
 def test_indices(make: Any) -> None:
     layer, twin = pair(lambda: make(2, return_indices=True))
@@ -195,7 +213,7 @@ def test_running_statistics(momentum: float | None) -> None:
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])
 def test_only_what_is_wanted(needs: tuple[bool, bool]) -> None:
-    for name in ("conv relu", "norm", "transposed"):
+    for name in ("conv relu", "norm", "transposed", "linear tanh"):
         layer, twin = pair(LAYERS[name])
         layer.requires_grad_(needs[1])
         x = images().requires_grad_(needs[0])
@@ -238,7 +256,7 @@ def test_results_own_their_memory() -> None:
 
 
 def test_changed_in_place_is_noticed() -> None:
-    for name in ("conv", "norm"):
+    for name in ("conv", "norm", "linear"):
         layer, _ = pair(LAYERS[name])
         x = images().detach().clone()
         out = layer(x)
@@ -263,7 +281,7 @@ def test_without_gradients(name: str, mode: Any) -> None:
         close(out, twin(x))
 
 
-@pytest.mark.parametrize("name", ["conv relu", "max", "average", "norm"])
+@pytest.mark.parametrize("name", ["conv relu", "linear", "max", "average", "norm"])
 def test_second_derivatives_raise(name: str) -> None:
     layer, _ = pair(LAYERS[name])
     x, upstream = images(), torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -379,6 +397,8 @@ def test_subclasses_that_compute_the_same() -> None:
         (lambda: nn.Conv2d(4, 2, 3).bfloat16(), torch.randn(1, 4, 6, 6).bfloat16()),
         (lambda: nn.Conv2d(4, 2, 3).to("meta"), torch.randn(1, 4, 6, 6, device="meta")),
         (lambda: nn.Conv2d(4, 2, 3, dtype=torch.complex64), torch.randn(1, 4, 6, 6) + 0j),
+        (lambda: nn.Linear(4, 2), torch.randn(4)),
+        (lambda: nn.Linear(4, 2), torch.randn(0, 4)),
         (lambda: nn.MaxPool2d(2), torch.randn(4, 6, 6)),
         (lambda: nn.AvgPool2d(2, divisor_override=3), torch.randn(1, 4, 6, 6)),
         (lambda: nn.AdaptiveAvgPool2d(4), torch.randn(1, 4, 6, 6)),
@@ -413,6 +433,8 @@ def test_output_size() -> None:
         (lambda: nn.Conv2d(4, 2, 3, padding=7, padding_mode="reflect"), torch.ones(1, 4, 6, 6)),
         (lambda: nn.Conv2d(4, 2, 3), torch.ones(6)),
         (lambda: nn.Conv2d(4, 2, 3), [1.0]),
+        (lambda: nn.Linear(6, 2), torch.ones(2, 3, 4)),
+        (lambda: nn.Linear(6, 2), torch.ones(2, 4)),
         (lambda: nn.MaxPool2d(3, padding=2), torch.ones(1, 4, 6, 6)),
         (lambda: nn.MaxPool2d(9), torch.ones(1, 4, 6, 6)),
         (lambda: nn.AvgPool2d(3, padding=2), torch.ones(1, 4, 6, 6)),
@@ -465,6 +487,21 @@ def test_compiled_is_pytorchs() -> None:
     assert torch.equal(out, twin(x))
 
 
+# ---------------------------------------------------------------------------- the page
+
+
+def test_page() -> None:
+    """The examples of docs/pytorch.md, one after the other."""
+    page = Path(__file__).parents[1] / "docs" / "pytorch.md"
+    if not page.exists():
+        pytest.skip("docs are not here")
+    blocks = re.findall(r"(?ms)^```pycon\n(.*?)^```$", page.read_text("utf-8"))
+    text = "\n".join(blocks)
+    test = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    assert runner.run(test) == (0, len(test.examples)) and len(test.examples) > 15
+
+
 # ---------------------------------------------------------------------------- processes
 
 
@@ -481,6 +518,17 @@ class Filtered(torch.utils.data.Dataset):  # type: ignore[misc, name-defined]
     def __getitem__(self, number: int) -> Any:
         with torch.no_grad():
             return self.net(self.images[number][None])[0]
+
+
+def test_counted_operations_are_pytorchs() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = []
+    for net in pair(LAYERS["conv relu"]):
+        with FlopCounterMode(display=False) as counter:
+            net(images()).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12's, of forks beside threads

@@ -116,7 +116,9 @@ class _Walk:
     def __init__(self, point: Point, array: Array, claimed: Array, rtol: float) -> None:
         self._point, self._array, self._claimed, self._rtol = point, array, claimed, rtol
         self._largest = float(np.abs(claimed).max(initial=0.0))
-        self._norm = float(np.sqrt(np.square(claimed).sum()))
+        # Along a direction each element moves by as much as it is large; equal ones stay equal.
+        self._sizes = np.maximum(1.0, np.abs(array))
+        self._norm = float(np.sqrt(np.square(claimed * self._sizes).sum()))
 
     def element(self, index: Index) -> Slope:
         return self._point.slope(
@@ -124,6 +126,7 @@ class _Walk:
         )
 
     def direction(self, along: Array) -> Slope:
+        along = along * self._sizes
         claimed = float((self._claimed * along).sum())
         return self._point.slope(Line(self._array, along), claimed, self._norm)
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _SHRINK = (1e-1, 1e-2, 1e-3)  # of the first step, where its slope is in doubt
+_WIDER = (1e1, 1e2, 1e3, 1e4, 1e5)  # times the first step, where rounding drowns the slope
 _CLEAR_GAP = 1e-3  # a smaller gap, as a share of the slope, raises no doubt if the slope agrees
 _ROUNDING = 4  # units of an output's last place: a smaller difference means nothing
 _MOST_NOISE = 1e-6  # share of the largest gradient beyond which rounding excuses nothing
@@ -123,6 +124,16 @@ class Point:
         size = max(abs(claimed), abs(first.central))
         if at_once.error <= self._rtol and first.gap <= _CLEAR_GAP * size + 4 * first.noise:
             return at_once
+        if first.noise > most_noise:
+            # The error of a difference is eps * f / h: outputs of 1e6 move by less than their last
+            # places tell. A wider step has less of it, but more of the function's curvature and
+            # kinks; so it may acquit where it agrees within the tolerance, and never convicts.
+            for share in _WIDER:
+                wide = self._level(line, self._step * line.scale * share)
+                agreed = compared(wide.central, wide.noise)
+                size = max(abs(claimed), abs(wide.central))
+                if agreed.error <= self._rtol and wide.gap <= _CLEAR_GAP * size + 4 * wide.noise:
+                    return agreed
 
         finer = [self._level(line, self._step * line.scale * share) for share in _SHRINK]
         levels = [first, *finer]

@@ -13,7 +13,7 @@ from cnnx.functional import _arguments as check
 
 REDUCTIONS = {"deterministic": tree_sum, "fast": any_order_sum}
 _SHARDS = 4
-_BUCKET_BYTES = 1 << 20
+_BUCKET_BYTES = 1 << 18
 
 
 class DataParallel:
@@ -118,6 +118,8 @@ class DataParallel:
         self, model: Any, loss: Loss, batches: Iterable[tuple[Array, Array]], images: int
     ) -> float:
         """Leave in ``model.grads`` the gradients of the mean loss over all shards; return it.
+
+        The next call writes into the same arrays.
 
         For a loop of your own; every rank must call it. :func:`cnnx.fit` does all this by itself.
 

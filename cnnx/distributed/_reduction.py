@@ -22,7 +22,7 @@ import numpy as np
 
 from cnnx.distributed._communicator import Array, Communicator, Pending
 
-Reduction = Callable[[Array, Communicator, int], Iterator[Pending]]
+Reduction = Callable[[Array, Array, Communicator, int], Iterator[Pending]]
 
 
 class TreeSum:
@@ -47,7 +47,12 @@ class TreeSum:
         return total
 
 
-def tree_sum(array: Array, communicator: Communicator, tag: int) -> Iterator[Pending]:
+def room(array: Array) -> Array:
+    """What :func:`tree_sum` needs beside an array; memory that is new each time takes long."""
+    return np.empty((len(array) + 1) // 2, array.dtype)
+
+
+def tree_sum(array: Array, spare: Array, communicator: Communicator, tag: int) -> Iterator[Pending]:
     """Replace an array by its sum over 2**n ranks; yield what must arrive before each next step.
 
     Recursive halving and doubling (Thakur, Rabenseifner and Gropp 2005, section 4): with its
@@ -65,7 +70,7 @@ def tree_sum(array: Array, communicator: Communicator, tag: int) -> Iterator[Pen
             kept, given, first = array[middle:last], array[first:middle], middle
         else:
             kept, given, last = array[first:middle], array[middle:last], middle
-        received = np.empty_like(kept)
+        received = spare[: len(kept)]
         yield communicator.exchange(given, received, partner, tag)
         kept += received  # of two numbers, the sum does not depend on which comes first
         way.append((partner, kept, given))
@@ -74,7 +79,9 @@ def tree_sum(array: Array, communicator: Communicator, tag: int) -> Iterator[Pen
         yield communicator.exchange(kept, given, partner, tag)
 
 
-def any_order_sum(array: Array, communicator: Communicator, tag: int) -> Iterator[Pending]:
+def any_order_sum(
+    array: Array, spare: Array, communicator: Communicator, tag: int
+) -> Iterator[Pending]:
     """Replace an array by its sum over the ranks, as the MPI thinks best."""
     yield communicator.allreduce(array)
 
@@ -95,6 +102,7 @@ class _Bucket:
     tag: int
     slots: int
     array: Array
+    spare: Array
     missing: int = 0
     steps: Iterator[Pending] = field(default_factory=lambda: iter(()))
     pending: Pending | None = None
@@ -141,7 +149,7 @@ class Buckets:
         if group:
             sizes = [param.size for param in group.values()]
             array = np.empty(sum(sizes), next(iter(group.values())).dtype)
-            bucket = _Bucket(len(self._buckets), len(group), array)
+            bucket = _Bucket(len(self._buckets), len(group), array, room(array))
             places = np.split(array, np.cumsum(sizes)[:-1])
             for (name, param), place in zip(group.items(), places, strict=True):
                 self._slots[name] = _Slot(bucket, place.reshape(param.shape))
@@ -179,7 +187,9 @@ class Buckets:
         """
         while self._started < len(self._buckets) and not self._buckets[self._started].missing:
             bucket = self._buckets[self._started]
-            bucket.steps = self._reduction(bucket.array, self._communicator, bucket.tag)
+            bucket.steps = self._reduction(
+                bucket.array, bucket.spare, self._communicator, bucket.tag
+            )
             bucket.pending = next(bucket.steps, None)
             self._started += 1
         done = self._started == len(self._buckets)
@@ -202,6 +212,6 @@ class Buckets:
 
 def summed(array: Array, reduction: Reduction, communicator: Communicator, tag: int) -> Array:
     """Return an array, after replacing it by its sum over the ranks."""
-    for pending in reduction(array, communicator, tag):
+    for pending in reduction(array, room(array), communicator, tag):
         pending.wait()
     return array

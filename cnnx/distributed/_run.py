@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
+import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnx import _config
+from cnnx._batches import Array, Batches
 from cnnx._progress import Reporter, Step
-from cnnx._run import VALIDATION_BATCH, Array, CtrlC, Run
+from cnnx._run import VALIDATION_BATCH, CtrlC, Run
 from cnnx.distributed._job import fail, from_root
 from cnnx.distributed._parallel import DataParallel
 from cnnx.distributed._step import described
 
+_SAVE_SECONDS = 600.0  # what a rank's death may cost where an epoch takes hours
 
-class DistributedRun(Run):
-    """A run in which each rank computes its shards of every batch.
+
+class ShardBatches(Batches):
+    """Of every batch the shards that this rank computes.
 
     Image n belongs to shard n modulo the number of shards, in every epoch. So a rank never reads
     the images of others, which may stay in a file (``numpy.load(..., mmap_mode="r")``).
     """
+
+    def __init__(self, whole: Batches, shards: int, mine: slice) -> None:
+        super().__init__(
+            whole.x,
+            whole.y,
+            batch_size=whole.batch_size,
+            shuffle=whole.shuffle,
+            seed=whole.seed,
+            augment=whole.augment,
+            prefetch=whole.prefetch,
+        )
+        if self.batch_size % shards:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, expected a multiple of the {shards} shards"
+            )
+        self._shards, self._mine = shards, mine
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Batch by batch, and in each the shards one after the other."""
+        share = self.batch_size // self._shards
+        parts = [np.arange(shard, len(self.x), self._shards) for shard in range(self._shards)]
+        if self.shuffle:
+            for shard, part in enumerate(parts, 1):  # not 0, for the reason beside Batches.epoch
+                np.random.default_rng((self.seed, epoch, shard)).shuffle(part)
+        starts = range(0, len(parts[0]), share)
+        return np.concatenate([part[start : start + share] for start in starts for part in parts])
+
+    def _batch(self, epoch: int, order: NDArray[np.int64], batch: int) -> tuple[Any, Any]:
+        """Inputs and targets of each of this rank's shards."""
+        chosen = order[batch * self.batch_size :][: self.batch_size]
+        shards = list(enumerate(np.array_split(chosen, self._shards), 1))[self._mine]
+        prepared = [self._prepared(part, (self.seed, epoch, batch + 1, n)) for n, part in shards]
+        return [x for x, _ in prepared], [y for _, y in prepared]
+
+
+class DistributedRun(Run):
+    """A run in which each rank computes its shards of every batch."""
 
     def __init__(self, parallel: DataParallel, **ingredients: Any) -> None:
         # The step is the optimizer's; what comes before it is `parallel`'s.
         super().__init__(**{**ingredients, "optimizer": parallel.optimizer})
         self._parallel, self._ranks = parallel, parallel.communicator
         self.leads = parallel.rank == 0
-        if self.batch_size % parallel.shards:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, expected a multiple of the {parallel.shards} "
-                "shards"
-            )
+        self.batches = ShardBatches(self.batches, parallel.shards, parallel.mine)
         if (callback := self.callback) is not None:
 
             def heard(step: Step) -> None:
@@ -52,20 +90,18 @@ class DistributedRun(Run):
             return self._state()
 
         self._take(from_root(self._ranks, state))
-        # From now on a rank may die, and with it the job: there is something to go on from.
-        if self.checkpoint is not None:
-            self.save()
 
     def _compare(self) -> None:
         """Raise ValueError unless all ranks run the same training on the same kernels."""
-        facts = _config.config()
+        facts, batches = _config.config(), self.batches
         mine = {
-            "images": self.x.shape[1:],
-            "number of images": len(self.x),
+            "images": batches.x.shape[1:],
+            "number of images": len(batches.x),
             "epochs": self.epochs,
-            "batch size": self.batch_size,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
+            "batch size": batches.batch_size,
+            "seed": batches.seed,
+            "shuffle": batches.shuffle,
+            "augment": batches.augment is not None,
             "validation": self.validation is not None and len(self.validation[0]),
             "kernels": f"{facts['backend']}, instruction set {facts.get('instruction set')}",
             "parallel": self._identity_of_parallel(),
@@ -87,6 +123,8 @@ class DistributedRun(Run):
         """Train; where this rank fails, end the whole job, for the others wait for it."""
         self._ctrl_c, self._agreed = ctrl_c, _Agreed()
         try:
+            if self.checkpoint is not None:
+                self.save()  # from now on a rank may die, and there is something to go on from
             super().train(report, self._agreed)
         except KeyboardInterrupt:
             if not self._agreed.noted and self._ranks.size > 1:  # a second Ctrl-C
@@ -102,23 +140,20 @@ class DistributedRun(Run):
             end = f"rank {self._ranks.rank} of {self._ranks.size} failed {place}, and the job ends"
             fail(self._ranks, f"{trace}{end}{rest}", 1)
 
-    def _order(self) -> NDArray[np.int64]:
-        """Batch by batch, and in each the shards one after the other."""
-        shards, share = self._parallel.shards, self.batch_size // self._parallel.shards
-        parts = [np.arange(shard, len(self.x), shards) for shard in range(shards)]
-        if self.shuffle:
-            for shard, part in enumerate(parts, 1):  # not 0, for the reason beside Run._order
-                np.random.default_rng((self.seed, self.epoch, shard)).shuffle(part)
-        starts = range(0, len(parts[0]), share)
-        return np.concatenate([part[start : start + share] for start in starts for part in parts])
+    def _train_batch(self, batches: Iterator[tuple[Any, Any]]) -> None:
+        super()._train_batch(batches)
+        if self.checkpoint is not None and time.monotonic() - self._saved > _SAVE_SECONDS:
+            self.save()
 
-    def _gradients(self, chosen: NDArray[np.int64]) -> tuple[float, int | None]:
-        shards = np.array_split(chosen, self._parallel.shards)[self._parallel.mine]
-        batches = ((self.x[shard], self.y[shard]) for shard in shards)
+    def _gradients(self, x: Any, target: Any) -> tuple[float, int | None]:
+        size, whole = self.batches.batch_size, len(self.batches.x)
+        images = min(size, whole - self.batch * size)
         stop = self._ctrl_c.noted
-        totals = self._parallel.totals(self.model, self.loss, batches, len(chosen), stop)
+        totals = self._parallel.totals(
+            self.model, self.loss, zip(x, target, strict=True), images, stop
+        )
         self._agreed.noted = totals.stop
-        return totals.loss / len(chosen), totals.hits
+        return totals.loss, totals.hits
 
     def _outputs(self, x: Array, ctrl_c: CtrlC) -> Array:
         """Each rank computes some of the batches, and all hear of all."""
@@ -137,12 +172,11 @@ class DistributedRun(Run):
         """Write the checkpoint, on rank 0."""
         if self.leads:
             super().save()
+        self._saved = time.monotonic()
 
     def interrupted(self) -> str:
-        """Save if that makes sense, say what is there, and leave no earlier than the others."""
-        message = super().interrupted()
-        self._ranks.gather(None)
-        return message
+        """Save on rank 0 if that makes sense, and say what is there on all; none leaves earlier."""
+        return from_root(self._ranks, super().interrupted)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "parallel": self._identity_of_parallel()}

@@ -15,7 +15,7 @@ from cnnx.distributed._communicator import Array, Communicator
 from cnnx.distributed._lockstep import Lockstep, Meet
 from cnnx.distributed._norm import together
 from cnnx.distributed._reduction import Buckets, Reduction, summed
-from cnnx.layers import Sequential
+from cnnx.layers import Container, Sequential
 from cnnx.layers.base import arrays_of
 from cnnx.layers.containers import named_layers
 
@@ -62,59 +62,59 @@ class Worker:
         bucket_bytes: int,
         sync_batch_norm: bool,
     ) -> None:
-        self.model, self._all_shards = model, shards
-        own = shards // communicator.size
+        self._model, self._described = model, described(model)
+        self._all_shards, own = shards, shards // communicator.size
         self._first = own * communicator.rank
-        self._described = described(model)
-        params, buffers = arrays_of(model, "params"), arrays_of(model, "buffers")
-        totals = np.zeros(3 + sum(buffer.size for buffer in buffers.values()))
+        self._buffers = sum(buffer.size for buffer in arrays_of(model, "buffers").values())
         # The totals come last in a step; as gradients are sent in reverse, they stand first.
-        self._buckets = Buckets(
-            {_TOTALS: totals, **params}, own, bucket_bytes, reduction, communicator
-        )
+        arrays = {_TOTALS: np.zeros(3 + self._buffers), **arrays_of(model, "params")}
+        self._buckets = Buckets(arrays, own, bucket_bytes, reduction, communicator)
         self._lockstep = None
-        self._models = [model] * own
+        self._copies = [_Copy(model)] * own
         if sync_batch_norm:
             tag = len(self._buckets)
             self._lockstep = Lockstep(lambda array: summed(array, reduction, communicator, tag))
-            # What is between forward and backward is a shard's own; the parameters are common.
-            self._models[1:] = [_twin(model) for _ in self._models[1:]]
+            self._copies[1:] = [_Copy(_twin(model)) for _ in self._copies[1:]]
 
     def fits(self, model: Any) -> bool:
         """Whether this is still the worker for that model."""
-        return model is self.model and described(model) == self._described
+        return model is self._model and described(model) == self._described
 
     def run(
         self, loss: Loss, batches: Iterable[tuple[Array, Array]], images: int, stop: bool
     ) -> Totals:
         """Leave the gradients of the whole batch's mean loss in the model's `grads`."""
         self._buckets.begin()
-        buffers = {name: array.copy() for name, array in arrays_of(self.model, "buffers").items()}
+        model = self._copies[0]
+        buffers = [array.copy() for array in model.buffers()]
         with self._seeded() as seed:
             jobs = (
-                partial(self._shard, number, seed, buffers, loss, x, y, images, stop)
-                for number, (x, y) in enumerate(batches)
+                partial(self._shard, number, copy, seed, buffers, loss, x, y, images, stop)
+                for number, (copy, (x, y)) in enumerate(zip(self._copies, batches, strict=True))
             )
-            if self._lockstep is not None:
-                self._lockstep.run(list(jobs))
-            else:
+            if self._lockstep is None:
                 for job in jobs:
                     job(None)
-        grads = arrays_of(self.model, "grads")
-        for name, total in self._buckets.finish():
-            if name == _TOTALS:
-                totals = total
             else:
-                grads[name] = total
-        self._put_buffers(self.model, self._mean_buffers(totals[3:], buffers))
+                for copy in self._copies[1:]:
+                    copy.behave_like(model)
+                self._lockstep.run(list(jobs))
+        summed_up = dict(self._buckets.finish())
+        totals = summed_up[_TOTALS]
+        for prefix, layer in model.inside(self._model):
+            for name in arrays_of(layer, "params"):
+                arrays_of(layer, "grads")[name] = summed_up[prefix + name]
+        ends = np.cumsum([array.size for array in buffers])
+        model.put_buffers(np.split(totals[3:], ends[:-1]) if buffers else [])
         hits = None if np.isnan(totals[1]) else int(totals[1])
         return Totals(float(totals[0]), hits, bool(totals[2]))
 
     def _shard(
         self,
         number: int,
-        seed: Callable[[int], None],
-        buffers: dict[str, Array],
+        copy: _Copy,
+        seed: Callable[[int, _Copy], None],
+        buffers: list[Array],
         loss: Loss,
         x: Array,
         y: Array,
@@ -122,41 +122,38 @@ class Worker:
         stop: bool,
         meet: Meet | None,
     ) -> None:
-        model, weight = self._models[number], len(x) / images
+        weight = len(x) / images
         if not len(x) and meet is None:  # no layer of anybody's need understand an empty batch
-            for name, param in arrays_of(model, "params").items():
+            for name, param in arrays_of(copy.model, "params").items():
                 self._buckets.put(name, number, np.zeros_like(param))
-            totals = np.zeros(3 + sum(buffer.size for buffer in buffers.values()))
-            totals[2] = stop
+            totals = np.array([0, 0, stop, *[0] * self._buffers], np.float64)
             self._buckets.put(_TOTALS, number, totals)
             return
-        self._put_buffers(model, buffers)
-        seed(number)
-        layers = [model, *(layer for _, layer in named_layers(model))]
-        with self._listening(model, number), together(layers, meet) if meet else nullcontext():
-            out = model.forward(x)
+        copy.put_buffers(buffers)
+        seed(number, copy)
+        with self._listening(number, copy), together(copy.layers, meet) if meet else nullcontext():
+            out = copy.model.forward(x)
             value, hits = loss.forward(out, y), count_hits(out, y, loss)
-            model.backward(loss.backward() * weight)
-        self._take("", model, number)
-        parts = [np.ravel(array) * weight for array in arrays_of(model, "buffers").values()]
+            copy.model.backward(loss.backward() * weight)
+        self._take(number, copy.inside(copy.model))
         head = [value * len(x), np.nan if hits is None else hits, stop]
+        parts = [np.ravel(array) * weight for array in copy.buffers()]
         self._buckets.put(_TOTALS, number, np.concatenate([head, *parts]))
 
-    def _take(self, prefix: str, layer: Any, number: int) -> None:
-        for name, grad in arrays_of(layer, "grads").items():
-            self._buckets.put(prefix + name, number, grad)
+    def _take(self, number: int, holders: Iterable[tuple[str, Any]]) -> None:
+        for prefix, layer in holders:
+            for name, grad in arrays_of(layer, "grads").items():
+                self._buckets.put(prefix + name, number, grad)
 
     @contextmanager
-    def _listening(self, model: Any, number: int) -> Iterator[None]:
+    def _listening(self, number: int, copy: _Copy) -> Iterator[None]:
         """Hear of every layer that a Sequential is done with."""
-        layers = dict(named_layers(model))
-        prefixes = {id(layer): f"{name}." for name, layer in layers.items()}
 
         def finished(layer: Any) -> None:
-            self._take(prefixes[id(layer)], layer, number)
+            self._take(number, copy.inside(layer))
             self._buckets.progress()
 
-        containers = [layer for layer in (model, *layers.values()) if isinstance(layer, Sequential)]
+        containers = [layer for layer in copy.layers if isinstance(layer, Sequential)]
         for container in containers:
             container._finished = finished
         try:
@@ -166,17 +163,18 @@ class Worker:
                 del container._finished
 
     @contextmanager
-    def _seeded(self) -> Iterator[Callable[[int], None]]:
+    def _seeded(self) -> Iterator[Callable[[int, _Copy], None]]:
         """A function that puts the generators of a shard's model where that shard begins.
 
         Afterwards the model's own are as if each had only drawn the shards' seeds.
         """
-        own = _generators(self.model)
+        own = _generators(self._model)
         seeds = [generator.integers(2**63, size=self._all_shards) for generator in own]
         after = [generator.bit_generator.state for generator in own]
 
-        def seed(number: int) -> None:
-            for generator, numbers in zip(_generators(self._models[number]), seeds, strict=True):
+        def seed(number: int, copy: _Copy) -> None:
+            generators = _generators(copy.model) if own else []
+            for generator, numbers in zip(generators, seeds, strict=True):
                 kind = type(generator.bit_generator)
                 generator.bit_generator.state = kind(numbers[self._first + number]).state
 
@@ -186,19 +184,45 @@ class Worker:
             for generator, state in zip(own, after, strict=True):
                 generator.bit_generator.state = state
 
-    @staticmethod
-    def _put_buffers(model: Any, buffers: dict[str, Array]) -> None:
-        for name, array in arrays_of(model, "buffers").items():
-            array[...] = buffers[name]
 
-    @staticmethod
-    def _mean_buffers(flat: Array, like: dict[str, Array]) -> dict[str, Array]:
-        sizes = np.cumsum([array.size for array in like.values()])
-        parts = np.split(flat, sizes[:-1]) if like else []
-        return {
-            name: (part if array.dtype.kind == "f" else np.rint(part)).reshape(array.shape)
-            for (name, array), part in zip(like.items(), parts, strict=True)
-        }
+class _Copy:
+    """A model, and the layers in it that have arrays, found once."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.layers = [model, *(layer for _, layer in named_layers(model))]
+        self._holders = {id(model): list(_holders(model, ""))}
+        for name, layer in named_layers(model):
+            self._holders[id(layer)] = list(_holders(layer, f"{name}."))
+
+    def inside(self, layer: Any) -> list[tuple[str, Any]]:
+        """A layer's inner ones, or itself, with the beginning of their arrays' names."""
+        return self._holders[id(layer)]
+
+    def buffers(self) -> list[Array]:
+        """The buffers of the model, in the order of their names."""
+        holders = self.inside(self.model)
+        return [array for _, layer in holders for array in arrays_of(layer, "buffers").values()]
+
+    def put_buffers(self, values: Iterable[Array]) -> None:
+        """Write into them; what counts something stays whole."""
+        for array, value in zip(self.buffers(), values, strict=True):
+            value = value if array.dtype.kind == "f" else np.rint(value)
+            array[...] = value.reshape(array.shape)
+
+    def behave_like(self, other: _Copy) -> None:
+        """Take over who is in training."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if hasattr(theirs, "training"):
+                mine.training = theirs.training
+
+
+def _holders(layer: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(layer, Container):
+        for name, child in layer.children().items():
+            yield from _holders(child, f"{prefix}{name}.")
+    else:
+        yield prefix, layer
 
 
 def described(model: Any) -> list[tuple[str, str, tuple[int, ...], str]]:
@@ -216,7 +240,7 @@ def _generators(model: Any) -> list[np.random.Generator]:
 
 
 def _twin(model: Any) -> Any:
-    """A copy that has the same parameters, the very arrays, and all else for itself."""
+    """A copy that has the same parameters, the very arrays, and for itself what a shard changes."""
     layers = [model, *(layer for _, layer in named_layers(model))]
     shared = [arrays_of(layer, "params") for layer in layers]
     return deepcopy(model, {id(params): params for params in shared})

@@ -20,12 +20,12 @@ M = TypeVar("M")
 def convert(module: M) -> M:
     """Let the layers of a PyTorch module compute with cnnx's kernels, in place; return the module.
 
-    Conv2d, ConvTranspose2d, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d, AdaptiveAvgPool2d and
+    Conv2d, ConvTranspose2d, Linear, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d, AdaptiveAvgPool2d and
     BatchNorm2d, wherever they stand in the module, get another ``forward``. Each stays the object
     it was, with its class, parameters, buffers, hooks and names: optimizers, ``state_dict()`` and
     ``isinstance`` see no difference, and tensors are passed without a copy. Where a
-    ``torch.nn.Sequential`` has a ReLU, Sigmoid or Tanh behind a Conv2d, or a ReLU or ReLU6 behind a
-    BatchNorm2d, both are one pass over the images.
+    ``torch.nn.Sequential`` has a ReLU, Sigmoid or Tanh behind a Conv2d or a Linear, or a ReLU or
+    ReLU6 behind a BatchNorm2d, both are one pass over the images.
 
     Parameters
     ----------
@@ -49,8 +49,9 @@ def convert(module: M) -> M:
     What cnnx has no kernel for goes to PyTorch's own forward, call by call: other dtypes than
     float32 and float64, other devices than the CPU, inputs of three dimensions, empty batches,
     options that cnnx does not know, and whatever runs under ``torch.autocast``, ``torch.compile``,
-    ``torch.export``, ``torch.jit.trace`` or the transforms of ``torch.func``. Wrong arguments meet
-    PyTorch's errors. A class that overrides ``forward`` is left alone.
+    ``torch.export``, ``torch.jit.trace``, the transforms of ``torch.func`` or a mode that watches
+    PyTorch's operations. Wrong arguments meet PyTorch's errors. A class that overrides ``forward``
+    is left alone.
 
     Gradients can be taken once: differentiating them again is a RuntimeError.
 

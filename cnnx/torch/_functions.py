@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cnnx import functional as F
-from cnnx.functional import _conv
+from cnnx.functional import _conv, _linear
 from cnnx.functional._activation import activation_backward_from_output
 
 
@@ -64,6 +64,13 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _before(activation: Any, grad_out: Any, out: Any) -> Any:
+    """The gradient of what went into a fused activation."""
+    if activation is None:
+        return grad_out
+    return activation_backward_from_output(grad_out, out, activation)
+
+
 class Conv2d(Function):
     """Options are stride, padding, dilation, groups and padding mode."""
 
@@ -81,9 +88,7 @@ class Conv2d(Function):
     @once
     def backward(ctx: Any, grad_out: Tensor) -> Any:
         x, weight, out = map(array, ctx.saved_tensors)
-        grad = array(grad_out)
-        if ctx.activation is not None:
-            grad = activation_backward_from_output(grad, out, ctx.activation)
+        grad = _before(ctx.activation, array(grad_out), out)
         *options, mode = ctx.options
         need = ctx.needs_input_grad[:3]
         grads = F.conv2d_backward(grad, x, weight, *options, padding_mode=mode, need=need)
@@ -106,6 +111,28 @@ class ConvTranspose2d(Function):
         need = ctx.needs_input_grad[:3]
         grads = F.conv_transpose2d_backward(array(grad_out), x, weight, *ctx.options, need=need)
         return *map(tensor, grads), None
+
+
+class Linear(Function):
+    """Of rows: x is (N, in)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Any
+    ) -> Tensor:
+        arrays = array(x), array(weight), array(bias)
+        out = tensor(_linear.forward(*arrays, activation, transposed=True))
+        ctx.save_for_backward(x, weight, None if activation is None else out)
+        ctx.activation = activation
+        return out
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        x, weight, out = map(array, ctx.saved_tensors)
+        grad = _before(ctx.activation, array(grad_out), out)
+        need = ctx.needs_input_grad[:3]
+        return *map(tensor, _linear.backward(grad, x, weight, need, transposed=True)), None
 
 
 class MaxPool2d(Function):

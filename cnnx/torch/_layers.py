@@ -33,7 +33,7 @@ def run(operation: Operation, layer: nn.Module, input: Any, *args: Any, **kwargs
 
 
 def _attempt(operation: Operation, layer: nn.Module, x: Any, *activation: str) -> Any:
-    if _elsewhere() or not _suits(x):
+    if _elsewhere() or not _suits(x) or not (x.ndim == 4 or (operation is linear and x.ndim > 1)):
         return None
     try:
         return operation(layer, x.contiguous(), *activation)
@@ -42,18 +42,19 @@ def _attempt(operation: Operation, layer: nn.Module, x: Any, *activation: str) -
 
 
 def _elsewhere() -> bool:
-    """Whether PyTorch's own operations are asked for: to be traced, transformed or cast."""
+    """Whether PyTorch is to see its own operations: to trace, cast, transform or watch them."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0  # such as FlopCounterMode
     )
 
 
 def _suits(x: Any) -> bool:
-    """Whether a tensor is a batch of images that cnnx can compute with."""
-    return type(x) in _TENSORS and x.ndim == 4 and x.numel() > 0 and _is_array(x, x.dtype)
+    """Whether a tensor is one that cnnx can compute with."""
+    return type(x) in _TENSORS and x.numel() > 0 and _is_array(x, x.dtype)
 
 
 def _is_array(x: Tensor, dtype: torch.dtype) -> bool:
@@ -91,6 +92,16 @@ def conv_transpose2d(layer: nn.ConvTranspose2d, x: Tensor) -> Any:
         return None
     options = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
     return _functions.ConvTranspose2d.apply(x, weight, bias, options)
+
+
+def linear(layer: nn.Linear, x: Tensor, activation: str | None = None) -> Any:
+    """Multiply rows, or tables of rows, with an activation as the result is stored."""
+    weight, bias = layer.weight, layer.bias
+    if not _all_suit(x, weight, bias):
+        return None
+    rows = x if x.ndim == 2 else x.flatten(0, -2)
+    out = _functions.Linear.apply(rows, weight, bias, activation)
+    return out if x.ndim == 2 else out.unflatten(0, x.shape[:-1])
 
 
 def max_pool2d(layer: nn.MaxPool2d, x: Tensor) -> Any:
@@ -178,8 +189,10 @@ def batch_norm2d(layer: nn.BatchNorm2d, x: Tensor, activation: str | None = None
 
 # ---------------------------------------------------------------- layers in a row
 
+_STORED = {nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
 _FUSED: dict[Operation, dict[type, str]] = {
-    conv2d: {nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"},
+    conv2d: _STORED,
+    linear: _STORED,
     batch_norm2d: {nn.ReLU: "relu", nn.ReLU6: "relu6"},
 }
 
@@ -227,6 +240,7 @@ def _hooked(layer: nn.Module) -> bool:
 _OPERATIONS: dict[type[nn.Module], Operation] = {
     nn.Conv2d: conv2d,
     nn.ConvTranspose2d: conv_transpose2d,
+    nn.Linear: linear,
     nn.MaxPool2d: max_pool2d,
     nn.AvgPool2d: avg_pool2d,
     nn.AdaptiveMaxPool2d: adaptive_max_pool2d,
