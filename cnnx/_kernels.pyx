@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: embedsignature=True, embedsignature.format=python
+# cython: embedsignature=True, embedsignature.format=python, freethreading_compatible=True
 """The compiled backend: the boundary between NumPy arrays and the kernels in C, and every thread.
 
 Each function fills in a *problem* (a C struct, see ``_csrc/kernels.h``), lets the kernel table of the
@@ -51,7 +51,9 @@ cdef extern from *:
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
     static int64_t cnnx_add(int64_t *counter, int64_t n) { return _InterlockedExchangeAdd64(counter, n); }
+    typedef volatile int cnnx_shared;
     #else
+    typedef _Atomic int cnnx_shared;
     static int64_t cnnx_add(int64_t *counter, int64_t n)
     {
         return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
@@ -63,6 +65,7 @@ cdef extern from *:
     const char *CNNX_COMPILER
     const char *CNNX_FLAGS
     int64_t cnnx_add(int64_t *counter, int64_t n) nogil
+    ctypedef int cnnx_shared  # that Python's threads may set while others read it, where there is no GIL
 
 
 # ---------------------------------------------------------------- instruction sets
