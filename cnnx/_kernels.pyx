@@ -216,6 +216,9 @@ cdef extern from "_csrc/watch.h" nogil:
         int64_t step
     int64_t cnnx_look(cnnx_watch *watch)
 
+cdef extern from "_csrc/team.h" nogil:
+    int cnnx_team(int wanted)
+
 
 # ---------------------------------------------------------------- instruction sets
 
@@ -356,6 +359,7 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
     A thread begins with a range of its own, so that from layer to layer it meets the images that lie in
     its caches: two cores that share none relu'd 64,16,32,32 in 0.36 ms in turns, one alone in 0.07.
     """
+    cdef int team = threads
     cdef int64_t t, first = 0, end
     cdef size_t stride = (scratch + 127) // 128 * 128  # a cache line pair between threads
     cdef char *memory = NULL
@@ -370,6 +374,11 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
         memory = <char *>cnnx_take(size)
         if memory == NULL:
             raise MemoryError(f"cannot allocate {size} bytes of scratch")
+    if threads > 1:
+        # Those without a task are in the team as well: GNU OpenMP would end them, and start others for
+        # the next call. Regions of 2 and 8 threads in turns took 0.41 ms, of 8 and 8 0.17.
+        team = cnnx_team(team)
+        threads = min(threads, team)
     watch.step = watch.stopped = 0
     watch.on = tasks > 1 and PyThread_get_thread_ident() == signalled
     with nogil:
@@ -385,7 +394,7 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
             counters = <int64_t *>(memory + stride * <size_t>threads)
             for t in range(threads):
                 counters[t * COUNTER] = tasks * t // threads
-            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            for t in prange(threads, num_threads=team, schedule="static", chunksize=1):
                 share(task, problem, tasks, counters, t, threads, memory + stride * <size_t>t, &watch)
     cnnx_give(memory)
     return -1 if watch.stopped else 0
