@@ -214,6 +214,11 @@ cdef extern from "_csrc/watch.h" nogil:
     ctypedef struct cnnx_watch:
         int on, stopped
         int64_t step
+        double asked
+    ctypedef struct cnnx_watching:
+        pass
+    cnnx_watching cnnx_enter(cnnx_watch *watch, int own)
+    void cnnx_leave(cnnx_watching before)
     int64_t cnnx_look(cnnx_watch *watch)
 
 cdef extern from "_csrc/team.h" nogil:
@@ -336,6 +341,7 @@ cdef void share(cnnx_task task, const void *problem, int64_t tasks, int64_t *cou
                 int64_t threads, void *scratch, cnnx_watch *watch) noexcept nogil:
     """Run the tasks of thread `mine`, in their order, and then what is left of the other threads'."""
     cdef int64_t step, owner, end, t, until_look = INT64_MAX if mine else 1
+    cdef cnnx_watching before = cnnx_enter(watch, mine == 0)
     for step in range(threads):
         owner = (mine + step) % threads
         end = tasks * (owner + 1) // threads
@@ -349,8 +355,12 @@ cdef void share(cnnx_task task, const void *problem, int64_t tasks, int64_t *cou
                 if until_look == 0:
                     for owner in range(threads):
                         cnnx_add(counters + owner * COUNTER, tasks)  # nothing is left to anybody
+                    cnnx_leave(before)
                     return
             task(problem, t, scratch)
+            if watch.stopped:
+                until_look = 1
+    cnnx_leave(before)
 
 
 cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch, int threads) except -1:
@@ -365,6 +375,7 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
     cdef char *memory = NULL
     cdef int64_t *counters
     cdef cnnx_watch watch
+    cdef cnnx_watching before
     if threads > tasks:
         threads = <int>tasks
     if threads < 1:
@@ -380,9 +391,11 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
         team = cnnx_team(team)
         threads = min(threads, team)
     watch.step = watch.stopped = 0
-    watch.on = tasks > 1 and PyThread_get_thread_ident() == signalled
+    watch.asked = 0
+    watch.on = PyThread_get_thread_ident() == signalled
     with nogil:
         if threads == 1:
+            before = cnnx_enter(&watch, True)
             while first < tasks:
                 end = first + min(cnnx_look(&watch), tasks - first)
                 if end == first:
@@ -390,6 +403,7 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
                 for t in range(first, end):
                     task(problem, t, memory)
                 first = end
+            cnnx_leave(before)
         else:
             counters = <int64_t *>(memory + stride * <size_t>threads)
             for t in range(threads):
