@@ -2,13 +2,15 @@
 
 Everything else about the package is in pyproject.toml. Only the files isa_*.c get flags of their
 own: the rest of the build uses the instructions that every CPU of the target has, so that one wheel
-runs everywhere. Without a compiler the install succeeds and cnnx runs on NumPy; set
-``CNNX_REQUIRE_EXTENSION=1`` (as the wheel builds do) to make that an error,
-``CNNX_NO_EXTENSION=1`` to leave the extension out.
+runs everywhere. What the target is, the compiler says: it need not be the machine that builds.
+Without a compiler the install succeeds and cnnx runs on NumPy; ``CNNX_REQUIRE_EXTENSION=1`` makes
+that an error, and ``CNNX_REQUIRE_EXTENSION=full`` (as the wheel builds have it) also what would
+only make it slow: no OpenMP, or portable kernels alone. ``CNNX_NO_EXTENSION=1`` leaves the
+extension out.
 """
 
 import os
-import platform
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,15 +20,18 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path("cnnx") / "_csrc"
 MSVC = sys.platform == "win32"
-MACHINE = platform.machine().lower()
 
 # Never -ffast-math: it breaks NaN, and linking with it makes the whole process flush denormals to
 # zero.
 # -g0 takes back Python's own -g, which would make the module five times as large.
 # Nobody reads errno, and where it must be set a square root is no vector instruction.
-OPTIMISE = ["/O2", "/std:c11"]
-if not MSVC:
-    OPTIMISE = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11"]
+VECTORS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11"]
+OPTIMISE = ["/O2", "/std:c11"] if MSVC else VECTORS
+# For OpenMP, to compile and to link: the first that works. Apple's clang knows it, but CPPFLAGS and
+# LDFLAGS must say where LLVM's libomp lies.
+OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+if MSVC:
+    OPENMP = [(["/openmp"], [])]
 # For the kernels with gcc: -O2 and what of -O3 pays. All of -O3 is a fifth larger, compressed, and
 # no faster: the mean of the layers' times over those at -O3 is 0.97 to 1.01 by AVX2 and 0.99 to
 # 1.00 by AVX-512. At -O2 alone loops are not vectorised: Adam takes 9 times as long.
@@ -42,21 +47,27 @@ KERNELS = [
     "--param=max-completely-peeled-insns=100",
     "-fno-asynchronous-unwind-tables",
 ]
-# Where there is something better, the baseline runs on no CPU of this decade: small is enough.
-FLAGS: dict[str, list[str]] = {"baseline": []}
-if MACHINE in ("x86_64", "amd64") and not MSVC:
-    FLAGS["baseline"].append("-Os")
-    FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"]
-    for flags in FLAGS.values():
-        # gcc 12 moves 8 bytes through an MMX register, which breaks the x87 unit: long double.
-        flags.append("-mno-mmx")
-    MACROS = [("CNNX_X86", None)]
-elif MACHINE in ("aarch64", "arm64") and not MSVC:
-    FLAGS["neon"] = []
-    MACROS = [("CNNX_NEON", None)]
-else:
-    MACROS = []  # the portable kernels alone
+# gcc 12 moves 8 bytes through an MMX register, which breaks the x87 unit: long double.
+X86 = ["-mno-mmx"]
+AVX2 = [*X86, "-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw"]
+# The instruction sets of each target, and their flags.
+TARGETS: dict[str, dict[str, list[str]]] = {
+    # Where there is something better, the baseline runs on no CPU of this decade: small is enough.
+    "x86_64": {"baseline": [*X86, "-Os"], "avx2": AVX2, "avx512": AVX512},
+    "aarch64": {"baseline": [], "neon": []},
+}
+# MSVC has no vector extensions: there clang makes the kernels. What starts threads stays MSVC's,
+# for clang's OpenMP ends a process in which it meets another of its kind, as PyTorch's is.
+CLANG = ["clang", "-fgnuc-version=12.2.0"]
+TRIPLES = {"win-amd64": "x86_64-pc-windows-msvc", "win-arm64": "aarch64-pc-windows-msvc"}
+
+
+def make_do(without: str) -> None:
+    """Go on without what makes the kernels fast, unless it was demanded."""
+    if os.environ.get("CNNX_REQUIRE_EXTENSION") == "full":
+        raise RuntimeError(without)
+    print(f"cnnx: {without}")
 
 
 class BuildKernels(build_ext):
@@ -64,13 +75,13 @@ class BuildKernels(build_ext):
 
     def build_extensions(self) -> None:
         try:
-            openmp = self.openmp()
+            openmp, link = self.openmp()
             flags = " ".join(OPTIMISE + openmp)
             for extension in self.extensions:
                 extension.define_macros.append(("CNNX_FLAGS", f'"{flags}"'))  # for cnnx info
                 extension.extra_compile_args += openmp
-                extension.extra_link_args += [] if MSVC else openmp
-                extension.extra_objects += self.kernels()
+                extension.extra_link_args += link
+                self.add_kernels(extension)
             super().build_extensions()
         except Exception as error:  # whatever a missing or broken compiler may raise
             if os.environ.get("CNNX_REQUIRE_EXTENSION"):
@@ -78,46 +89,61 @@ class BuildKernels(build_ext):
             self.extensions.clear()
             print(f"cnnx: no compiled kernels ({error}); installing the NumPy fallback alone")
 
-    def kernels(self) -> list[str]:
-        objects: list[str] = []
-        small = KERNELS if not MSVC and self.accepts(KERNELS) else []
-        for isa, flags in FLAGS.items():
-            objects += self.compiler.compile(
-                [str(CSRC / f"isa_{isa}.c")],
-                output_dir=self.build_temp,
-                extra_postargs=OPTIMISE + small + flags,
-                depends=[str(path) for path in CSRC.glob("*.h")],
-            )
-        return objects
+    def add_kernels(self, extension: Extension) -> None:
+        """The kernels in every instruction set of the target, and what tells dispatch.c of them."""
+        probe = "#ifndef __{0}__\n#error this is not {0}\n#endif"
+        target = next((name for name in TARGETS if self.accepts([], probe.format(name))), None)
+        if target is None:
+            make_do("portable kernels alone: no instruction set is known for this target")
+            extension.sources.append(str(CSRC / "isa_baseline.c"))
+            return
+        extension.define_macros.append((f"CNNX_{target.upper()}", None))
+        small = KERNELS if self.accepts(KERNELS) else []
+        for isa, flags in TARGETS[target].items():
+            source, flags = str(CSRC / f"isa_{isa}.c"), VECTORS + small + flags
+            extension.extra_objects += self.compile(source, self.build_temp, flags)
 
-    def accepts(self, flags: list[str]) -> bool:
-        """Whether the compiler knows these flags: clang refuses gcc's parameters."""
+    def compile(self, source: str, folder: str, flags: list[str]) -> list[str]:
+        """One object, by the compiler of the kernels."""
+        if not MSVC:
+            headers = [str(path) for path in CSRC.glob("*.h")]
+            return self.compiler.compile([source], folder, extra_postargs=flags, depends=headers)
+        made = Path(folder) / Path(source).with_suffix(".obj").name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        target = f"--target={TRIPLES[self.plat_name]}"
+        subprocess.run([*CLANG, target, *flags, "-c", source, "-o", str(made)], check=True)
+        return [str(made)]
+
+    def accepts(self, flags: list[str], text: str = "") -> bool:
+        """Whether the compiler of the kernels takes these flags and this text.
+
+        clang refuses gcc's parameters. The target is known by the compilers' own macro, so two at
+        once (universal2 on macOS) are neither.
+        """
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "probe.c"
-            source.write_text("int probe;\n")
+            source.write_text(f"{text}\nint probe;\n")
             try:
-                self.compiler.compile([str(source)], folder, extra_postargs=flags)
+                self.compile(str(source), folder, flags)
             except Exception:
                 return False
         return True
 
-    def openmp(self) -> list[str]:
-        """Flags for OpenMP, or none where the compiler has not got it (Apple clang)."""
-        flag = "/openmp" if MSVC else "-fopenmp"
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "probe.c"
-            source.write_text(
-                "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
-            )
-            try:
-                objects = self.compiler.compile([str(source)], folder, extra_postargs=[flag])
-                self.compiler.link_executable(
-                    objects, str(Path(folder) / "probe"), extra_postargs=[] if MSVC else [flag]
-                )
-            except Exception:
-                print("cnnx: this compiler has no OpenMP; building without threads")
-                return []
-        return [flag]
+    def openmp(self) -> tuple[list[str], list[str]]:
+        """Flags for OpenMP, to compile and to link, or none where the compiler has not got it."""
+        text = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        for flags, link in OPENMP:
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder) / "probe.c"
+                source.write_text(text)
+                try:
+                    objects = self.compiler.compile([str(source)], folder, extra_postargs=flags)
+                    self.compiler.link_executable(objects, f"{folder}/probe", extra_postargs=link)
+                except Exception:
+                    continue
+            return flags, link
+        make_do("this compiler has no OpenMP; building without threads")
+        return [], []
 
 
 def extensions() -> list[Extension]:
@@ -131,7 +157,7 @@ def extensions() -> list[Extension]:
         "cnnx._kernels",
         ["cnnx/_kernels.pyx", str(CSRC / "dispatch.c"), str(CSRC / "pool.c")],
         include_dirs=[np.get_include(), "cnnx"],
-        define_macros=[*MACROS, ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=list(OPTIMISE),
         depends=[str(path) for path in CSRC.glob("*.h")],
     )

@@ -12,9 +12,10 @@ The way of the data is the way of the imports, one direction, no circle::
         |                          the same functions; the fallback is the readable one
     _csrc (C)                      one table of kernels per instruction set
 
-``gradcheck``, ``grading``, ``explain``, ``training``, ``serialization`` and ``cli`` stand on the
-public surface, like any user's code would; ``grading`` and ``explain`` are imported when they are
-first asked for. ``_shapes`` is the only place with output-size formulas.
+``gradcheck``, ``grading``, ``explain``, ``training``, ``distributed``, ``serialization``,
+``onnx`` and ``cli`` stand on the public surface, like any user's code would; ``grading``,
+``explain`` and ``onnx`` are imported when they are first asked for. ``_shapes`` is the only
+place with output-size formulas.
 """
 
 from importlib import import_module as _import_module
@@ -42,6 +43,7 @@ from cnnx.training import History, fit
 
 if TYPE_CHECKING:
     from cnnx import explain as explain
+    from cnnx import onnx as onnx
     from cnnx.grading import grade as grade
 
 __all__ = [
@@ -81,8 +83,8 @@ __all__ = [
 
 def __getattr__(name: str) -> _Any:
     """Import what most programs never use when it is first asked for."""
-    if name == "explain":
-        return _import_module("cnnx.explain")
+    if name in ("explain", "onnx"):
+        return _import_module(f"cnnx.{name}")
     if name == "grade":
         return _import_module("cnnx.grading").grade
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

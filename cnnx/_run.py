@@ -13,22 +13,22 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnx import optim as cnnx_optim
+from cnnx._batches import Array, Batches
 from cnnx._checkpoint import read_tree, write_tree
 from cnnx._progress import Reporter, Step
 from cnnx.functional import _arguments as check
 from cnnx.layers import Layer
 from cnnx.losses import SoftmaxCrossEntropy
 
-Array = NDArray[Any]
-_VALIDATION_BATCH = 256  # enough to keep the threads busy, and little memory
+VALIDATION_BATCH = 256  # enough to keep the threads busy, and little memory
 
 
 class Loss(Protocol):
@@ -97,16 +97,12 @@ class Run:
     """One training: its ingredients, and how far it has come."""
 
     model: Layer
-    x: Array
-    y: Array
+    batches: Batches
     epochs: int
-    batch_size: int
     loss: Loss
     optimizer: Optimizer
     schedule: Schedule | None
     validation: tuple[Array, Array] | None
-    shuffle: bool
-    seed: int
     callback: Callable[[Step], object] | None
     checkpoint: str | os.PathLike[str] | None
 
@@ -117,6 +113,7 @@ class Run:
     hits: int | None = 0  # likewise; None where there are no classes
     seconds: float = 0.0  # spent on them
     consistent: bool = True  # false from a batch's first change of state to its last
+    leads: bool = True  # of several processes, one reports and saves
 
     def train(self, report: Reporter, ctrl_c: CtrlC) -> None:
         """Go on from the present position to the end of the last epoch."""
@@ -129,51 +126,47 @@ class Run:
     def _train(self, report: Reporter, ctrl_c: CtrlC) -> None:
         while self.epoch <= self.epochs:
             self.model.train()
-            order = self._order()
-            while self.batch < self._batches():
-                self._train_batch(order[self.batch * self.batch_size :][: self.batch_size])
-                report.batch(self._step())
-                if self.callback is not None:
-                    self.callback(self._step())
-                ctrl_c.check()
+            with closing(self.batches.epoch(self.epoch, self.batch)) as batches:
+                while self.batch < len(self.batches):
+                    self._train_batch(batches)
+                    report.batch(self._step())
+                    if self.callback is not None:
+                        self.callback(self._step())
+                    ctrl_c.check()
             self._end_epoch(report, ctrl_c)
             if self.checkpoint is not None:
                 self.save()
             ctrl_c.check()
 
-    def _batches(self) -> int:
-        return -(-len(self.x) // self.batch_size)
-
-    def _order(self) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(len(self.x))
-        # Epochs count from 1: NumPy takes the seed (n, 0) for n, the stream of somebody's weights.
-        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.x))
-
-    def _train_batch(self, chosen: NDArray[np.int64]) -> None:
+    def _train_batch(self, batches: Iterator[tuple[Array, Array]]) -> None:
         started = time.perf_counter()
+        x, target = next(batches)
         self.consistent = False
-        target = self.y[chosen]
-        out = self.model.forward(self.x[chosen])
-        loss = self.loss.forward(out, target)
-        hits = count_hits(out, target, self.loss)
-        self.model.backward(self.loss.backward())
+        loss, hits = self._gradients(x, target)
         self.optimizer.step(self.model)
         if self.schedule is not None:
             self.schedule.step()
         self.batch += 1
-        self.loss_sum += float(loss) * len(chosen)
+        self.loss_sum += loss
         self.hits = None if self.hits is None or hits is None else self.hits + hits
         self.seconds += time.perf_counter() - started
         self.consistent = True
 
+    def _gradients(self, x: Any, target: Any) -> tuple[float, int | None]:
+        """Fill the model's grads for a batch, and return its summed loss and its hits."""
+        out = self.model.forward(x)
+        loss = float(self.loss.forward(out, target))
+        hits = count_hits(out, target, self.loss)
+        self.model.backward(self.loss.backward())
+        return loss * len(target), hits
+
     def _step(self) -> Step:
-        images = min(self.batch * self.batch_size, len(self.x))
+        images = min(self.batch * self.batches.batch_size, len(self.batches.x))
         return Step(
             epoch=self.epoch,
             epochs=self.epochs,
             batch=self.batch,
-            batches=self._batches(),
+            batches=len(self.batches),
             loss=self.loss_sum / images,
             accuracy=None if self.hits is None else self.hits / images,
             images_per_second=images / self.seconds,
@@ -200,13 +193,16 @@ class Run:
         if self.validation is None:
             return None, None
         x, y = self.validation
-        parts = []
-        for part in outputs(self.model, x, _VALIDATION_BATCH):
-            ctrl_c.check()  # changes no state, and is done again after a resume
-            parts.append(part)
-        out = np.concatenate(parts)
+        out = self._outputs(x, ctrl_c)
         hits = count_hits(out, y, self.loss)
         return float(self.loss.forward(out, y)), None if hits is None else hits / len(x)
+
+    def _outputs(self, x: Array, ctrl_c: CtrlC) -> Array:
+        parts = []
+        for part in outputs(self.model, x, VALIDATION_BATCH):
+            ctrl_c.check()  # changes no state, and is done again after a resume
+            parts.append(part)
+        return np.concatenate(parts)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -218,10 +214,15 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "generators": {name: g.bit_generator.state for name, g in _generators(self.model)},
+            "generators": {name: g.bit_generator.state for name, g in generators_of(self.model)},
             "history": asdict(self.history),
             "position": {name: getattr(self, name) for name in _POSITION},
         }
+
+    def begin(self, resume: bool) -> None:
+        """Take the state of the checkpoint where there is one to resume from."""
+        if resume and self.checkpoint is not None and os.path.exists(self.checkpoint):
+            self.restore()
 
     def restore(self) -> None:
         """Take the state of the checkpoint, or change nothing.
@@ -250,10 +251,10 @@ class Run:
             raise ValueError(f"{where}: {kind}{error}") from error
 
     def _take(self, tree: dict[str, Any]) -> None:
-        if set(tree["generators"]) != {name for name, _ in _generators(self.model)}:
+        if set(tree["generators"]) != {name for name, _ in generators_of(self.model)}:
             raise ValueError(
                 f"it has states for the random generators {sorted(tree['generators'])}, "
-                f"the model has {sorted(name for name, _ in _generators(self.model))}"
+                f"the model has {sorted(name for name, _ in generators_of(self.model))}"
             )
         if (tree["schedule"] is None) != (self.schedule is None):
             raise ValueError(
@@ -261,7 +262,7 @@ class Run:
             )
         position, history = tree["position"], History(**tree["history"])
         check.integer(position["epoch"], "epoch", 1)
-        check.integer(position["batch"], "batch", 0, self._batches())
+        check.integer(position["batch"], "batch", 0, len(self.batches))
         check.number(position["seconds"], "seconds", 0)
         if position["hits"] is not None:
             check.integer(position["hits"], "hits", 0)
@@ -274,7 +275,7 @@ class Run:
             self.optimizer.check_memory(self.model.params)
         if self.schedule is not None:
             self.schedule.load_state_dict(tree["schedule"])
-        for name, generator in _generators(self.model):
+        for name, generator in generators_of(self.model):
             generator.bit_generator.state = tree["generators"][name]
         self.history = history
         for name in _POSITION:
@@ -295,14 +296,16 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
-        checksum = zlib.crc32(np.ascontiguousarray(self.x).data)
+        batches = self.batches
+        checksum = zlib.crc32(np.ascontiguousarray(batches.x).data)
         return {
-            "format": 1,
-            "images": list(self.x.shape),
-            "data": zlib.crc32(np.ascontiguousarray(self.y).data, checksum),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
+            "format": 2,
+            "images": list(batches.x.shape),
+            "data": zlib.crc32(np.ascontiguousarray(batches.y).data, checksum),
+            "batch_size": batches.batch_size,
+            "seed": batches.seed,
+            "shuffle": batches.shuffle,
+            "augment": batches.augment is not None,
         }
 
 
@@ -317,7 +320,7 @@ class CtrlC:
     """
 
     def __init__(self) -> None:
-        self._noted = False
+        self.noted = False
         self._mine = False
 
     def __enter__(self) -> CtrlC:
@@ -334,13 +337,13 @@ class CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted:
+        if self.noted:
             raise KeyboardInterrupt
-        self._noted = True
+        self.noted = True
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if there was a Ctrl-C."""
-        if self._noted:
+        if self.noted:
             raise KeyboardInterrupt
 
 
@@ -365,11 +368,11 @@ def count_hits(out: Array, target: Array, loss: Loss) -> int | None:
     return int(np.count_nonzero(out.argmax(axis=1) == labels))
 
 
-def _generators(layer: Any, name: str = "") -> Iterator[tuple[str, np.random.Generator]]:
+def generators_of(layer: Any, name: str = "") -> Iterator[tuple[str, np.random.Generator]]:
     """The random generators that a layer and those inside it keep as attributes."""
     for attribute, value in vars(layer).items():
         if isinstance(value, np.random.Generator):
             yield name + attribute, value
     children = layer.children() if hasattr(layer, "children") else {}
     for child_name, child in children.items():
-        yield from _generators(child, f"{name}{child_name}.")
+        yield from generators_of(child, f"{name}{child_name}.")

@@ -106,8 +106,7 @@ def load(path: PathLike, model: M, strict: bool = True) -> M:
 
     Notes
     -----
-    Weights of PyTorch fit as they are, but for linear layers, whose weight is the transpose of
-    :class:`cnnx.Dense`'s, and ``num_batches_tracked``, which has no counterpart.
+    PyTorch's files are read by :func:`cnnx.torch.load_state_dict`.
 
     Examples
     --------
@@ -122,7 +121,7 @@ def load(path: PathLike, model: M, strict: bool = True) -> M:
     check.path(path)
     _require_state(model, "load_state_dict")
     check.flag(strict, "strict")
-    state = _read(path)
+    state = read(path)
     try:
         if hasattr(model, "load_state_dict"):
             model.load_state_dict(state, strict)
@@ -133,7 +132,8 @@ def load(path: PathLike, model: M, strict: bool = True) -> M:
     return model
 
 
-def _read(path: PathLike) -> dict[str, NDArray[Any]]:
+def read(path: PathLike) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file by name."""
     safetensors = _safetensors() if _is_safetensors(path) else None
     with open(path, "rb") as file:  # whole: what fails after this is the content's fault
         content = file.read()
@@ -144,6 +144,10 @@ def _read(path: PathLike) -> dict[str, NDArray[Any]]:
         return state
     except MemoryError:
         raise
+    except KeyError as error:  # a dtype
+        raise ValueError(
+            f"{os.fsdecode(path)} has arrays of {error}, which NumPy has not; save them as float32"
+        ) from error
     except Exception as error:  # a damaged or forged file can provoke nearly any
         kind = "an npz" if safetensors is None else "a safetensors"
         raise ValueError(f"{os.fsdecode(path)} is not {kind} file of arrays: {error}") from error

@@ -10,15 +10,18 @@ Here is the public face. The loop and the checkpoint are in ``_run``, the bar in
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from cnnx._batches import Array, Augment, Batches, require_images, require_pair
 from cnnx._progress import Step, reporter
-from cnnx._run import Array, CtrlC, History, Loss, Optimizer, Run, Schedule, count_hits, outputs
+from cnnx._run import CtrlC, History, Loss, Optimizer, Run, Schedule, count_hits, outputs
+from cnnx.distributed import DataParallel
+from cnnx.distributed._run import DistributedRun
 from cnnx.functional import _arguments as check
 from cnnx.layers import Layer, Sequential
 from cnnx.losses import SoftmaxCrossEntropy
@@ -43,6 +46,7 @@ def fit(
     validation: tuple[Array, Array] | None = None,
     shuffle: bool = True,
     seed: int = 0,
+    augment: Augment | None = None,
     progress: bool = True,
     callback: Callable[[Step], object] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -70,7 +74,8 @@ def fit(
     loss : object with forward and backward, optional
         Default ``SoftmaxCrossEntropy()``.
     optimizer : object with step, optional
-        Default ``Adam()``.
+        Default ``Adam()``. A :class:`cnnx.distributed.DataParallel` spreads every batch over the
+        processes that mpiexec has started.
     schedule : object with step, optional
         A learning-rate schedule of that optimizer; it makes a step after every batch.
     validation : pair of ndarrays, optional
@@ -78,7 +83,12 @@ def fit(
     shuffle : bool
         Whether every epoch has an order of its own. Otherwise all take the order of `x`.
     seed : int
-        Decides the orders. (The weights' and dropout's seeds are the layers' affair.)
+        Decides the orders, and what `augment` leaves to chance. (The weights' and dropout's seeds
+        are the layers' affair.)
+    augment : callable, optional
+        Takes a batch's inputs and a NumPy generator and returns the inputs to train on, such as
+        ``lambda x, rng: cnnx.data.random_flip(x, rng)``. It runs in a thread of its own, two
+        batches ahead, on the terms of :class:`cnnx.data.Batches`.
     progress : bool
         Whether to show loss, accuracy and images per second: a bar where standard output is a
         terminal and rich is installed, plain lines otherwise.
@@ -90,8 +100,8 @@ def fit(
         or not at all.
     resume : bool
         Whether to start from `checkpoint` where that file exists. It must come from a call with
-        the same data, batch size and seed, and a model and optimizer of the same kind; `epochs`
-        may differ.
+        the same data, batch size, seed and `augment`, and a model and optimizer of the same kind;
+        `epochs` may differ.
 
     Returns
     -------
@@ -120,18 +130,24 @@ def fit(
     True
     """
     check.integer(epochs, "epochs", 1)
-    check.integer(batch_size, "batch_size", 1)
-    check.integer(seed, "seed", 0, math.inf)
-    for name, value in (("shuffle", shuffle), ("progress", progress), ("resume", resume)):
+    for name, value in (("progress", progress), ("resume", resume)):
         check.flag(value, name)
-    _check_pair("x", x, "y", y)
+    batches = Batches(
+        x,
+        y,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        augment=augment,
+        prefetch=0 if augment is None else 2,  # without it a thread costs more than it saves
+    )
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:
             raise TypeError(
                 f"validation is {check.described(validation)}, expected a pair of arrays: inputs "
                 "and targets"
             )
-        _check_pair("validation[0]", validation[0], "validation[1]", validation[1])
+        require_pair("validation[0]", validation[0], "validation[1]", validation[1])
     check.methods(model, "model", {"forward": ("x",), "backward": ("grad_out",)}, _NET)
     if loss is not None:
         check.methods(loss, "loss", {**_FORWARD, "backward": ()}, "cnnx.MSELoss()")
@@ -146,25 +162,21 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume is True but checkpoint is None, expected the file to resume from")
 
-    run = Run(
+    parallel = optimizer if isinstance(optimizer, DataParallel) else None
+    run = (Run if parallel is None else partial(DistributedRun, parallel))(
         # A Sequential of one gives any object the whole surface of a layer.
         model=model if isinstance(model, Layer) else Sequential(model),
-        x=x,
-        y=y,
+        batches=batches,
         epochs=epochs,
-        batch_size=batch_size,
         loss=SoftmaxCrossEntropy() if loss is None else loss,
         optimizer=Adam() if optimizer is None else optimizer,
         schedule=schedule,
         validation=validation,
-        shuffle=shuffle,
-        seed=seed,
         callback=callback,
         checkpoint=checkpoint,
     )
-    if resume and checkpoint is not None and os.path.exists(checkpoint):
-        run.restore()
-    with CtrlC() as ctrl_c, reporter(progress) as report:
+    run.begin(resume)
+    with CtrlC() as ctrl_c, reporter(progress and run.leads) as report:
         try:
             run.train(report, ctrl_c)
         except KeyboardInterrupt as error:
@@ -207,7 +219,7 @@ def predict(model: Any, x: Array, *, batch_size: int = 256) -> Array:
     """
     check.integer(batch_size, "batch_size", 1)
     check.methods(model, "model", {"forward": ("x",)}, _NET)
-    _check_images("x", x)
+    require_images("x", x)
     return np.concatenate(list(outputs(model, x, batch_size)))
 
 
@@ -254,25 +266,10 @@ def evaluate(
     >>> accuracy
     0.5
     """
-    _check_pair("x", x, "y", y)
+    require_pair("x", x, "y", y)
     if loss is not None:
         check.methods(loss, "loss", _FORWARD, "cnnx.MSELoss()")
     out = predict(model, x, batch_size=batch_size)
     loss = SoftmaxCrossEntropy() if loss is None else loss
     hits = count_hits(out, y, loss)
     return float(loss.forward(out, y)), None if hits is None else hits / len(x)
-
-
-def _check_images(name: str, array: Any) -> None:
-    if not isinstance(array, np.ndarray) or array.ndim == 0:
-        raise TypeError(f"{name} is {check.described(array)}, expected an array of shape (N, ...)")
-
-
-def _check_pair(x_name: str, x: Any, y_name: str, y: Any) -> None:
-    _check_images(x_name, x)
-    _check_images(y_name, y)
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(
-            f"{x_name} has shape {x.shape} and {y_name} has shape {y.shape}, "
-            "expected the same first dimension, at least 1"
-        )

@@ -211,6 +211,46 @@ def test_damaged_data_is_one_line(tiny, tmp_path, capsys, damage, message):
     assert error.count("\n") == 1
 
 
+def test_data_that_is_fetched(tiny, tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setitem(
+        cli.train._FETCHED, "mnist", lambda: calls.append("mnist") or cnnx.data.load(tiny)
+    )
+    monkeypatch.chdir(tmp_path)
+    assert train("--data", "mnist", "--output", "run", "--epochs", 1) == 0
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["data"] == "mnist"
+    assert train("--resume", "--output", "run") == 0
+    assert calls == ["mnist"] * 2
+    (tmp_path / "mnist").mkdir()  # what is there goes first
+    assert train("--data", "mnist", "--output", "run") == 2
+    assert "has no file train-images-idx3-ubyte" in capsys.readouterr().err
+    assert calls == ["mnist"] * 2
+
+
+def test_data_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    monkeypatch.chdir(tmp_path)
+    assert train("--data", "fashion-mnist") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cnnx train: fetching needs a package that is not installed: pip inst")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    options = ["--output", tmp_path / "run", "--epochs", 1]
+    assert train("--data", tmp_path / "pets", *options) == 0
+    text = capsys.readouterr().out
+    assert "pets: 16 images to train on, 4 to test, 3 x 8 x 8, 2 classes" in text
+
+
 # ---- Ctrl-C and --resume
 
 

@@ -242,6 +242,14 @@ CASES += [
     Case("gradient_1x1_stride_three", (10, 37), (1, 1), (3, 3), channels=5, filters=18),
     Case("gradient_columns_of_a_step", (9, 67), (1, 2), (1, 4), channels=5, filters=18),
 ]
+# As many outputs as pixels all the same, for the stride goes on into the padding.
+CASES += [
+    Case(
+        f"1x1_stride_two_into_the_padding_{c}_to_{f}", (5, 6), (1, 1), (2, 2), (0, 4, 0, 5),
+        channels=c, filters=f,
+    )
+    for c, f in ((5, 18), (40, 24))
+]  # fmt: skip
 # An image one column wide whose phases lie apart in it: no plane is one long row then. The tiles
 # read copied rows that run on into the next, or rows of whole vectors, in blocks that begin inside
 # an image, by a depth that is cut or not; a dense 1x1 convolution is cut at 512.

@@ -106,7 +106,17 @@ def test_notebooks_are_on_the_site() -> None:
 
 # ---------------------------------------------------------------------------- the reference
 
-MODULES = ("training", "models", "data", "plotting", "gradcheck", "explain", "grading")
+MODULES = (
+    "training",
+    "distributed",
+    "models",
+    "data",
+    "plotting",
+    "gradcheck",
+    "explain",
+    "grading",
+    "torch",
+)
 NOT_ENTRIES = {
     "__version__",
     "functional",  # its functions are names of cnnx

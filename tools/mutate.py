@@ -66,7 +66,7 @@ def span(mutant: dict[str, Any], text: str) -> tuple[int, int]:
 def switched(number: int, mutant: dict[str, Any]) -> str:
     """Old and new text behind a switch."""
     old, new = mutant["old"], mutant["new"]
-    if mutant["file"].endswith(".pyx"):
+    if mutant["file"].endswith((".pyx", ".pxi")):
         return f"(({new}) if cnnx_mutant == {number} else ({old}))"
     if old.endswith((";", "}")):
         return f"if (cnnx_mutant == {number}) {{ {new} }} else {{ {old} }}"
@@ -96,15 +96,15 @@ def build(folder: Path, entries: list[dict[str, Any]]) -> None:
         for begin, end, code in sorted(places, reverse=True):
             text = text[:begin] + code + text[end:]
         (folder / name).write_text(text, encoding="utf-8")
-    header, dispatch, pyx = (
-        folder / "cnnx" / name for name in ("_csrc/kernels.h", "_csrc/dispatch.c", "_kernels.pyx")
+    header, dispatch, declarations = (
+        folder / "cnnx" / name for name in ("_csrc/kernels.h", "_csrc/dispatch.c", "_kernels.pxd")
     )
     text = header.read_text(encoding="utf-8")
     before, end, after = text.rpartition("#endif")
     header.write_text(before + SWITCH + end + after, encoding="utf-8")
     dispatch.write_text(dispatch.read_text(encoding="utf-8") + SETTER, encoding="utf-8")
-    text = pyx.read_text(encoding="utf-8")
-    pyx.write_text(
+    text = declarations.read_text(encoding="utf-8")
+    declarations.write_text(
         text.replace(
             "    ctypedef struct cnnx_conv:\n",
             "    int cnnx_mutant\n\n    ctypedef struct cnnx_conv:\n",

@@ -11,9 +11,11 @@
 #endif
 #include "conv_weight.inc.h"
 #include "rows.inc.h"
+#if defined(DEPTHWISE_TILES)
 #include "depthwise_channels.inc.h"
 #include "depthwise.inc.h"
 #include "depthwise_grad.inc.h"
+#endif
 #include "direct.inc.h"
 #include "conv_weight_lanes.inc.h"
 #if defined(WINOGRAD)
@@ -48,7 +50,7 @@ const cnnx_kernels JOIN(cnnx_, TYPE, ISA) = {
     .winograd_weight = FN(winograd_weight),
     .winograd_weight_sum = FN(winograd_weight_sum),
 #endif
-#if defined(__GNUC__)
+#if defined(DEPTHWISE_TILES)
     .depthwise_plan = FN(depthwise_plan),
     .depthwise = FN(depthwise),
     .depthwise_grad_plan = FN(depthwise_grad_plan),

@@ -507,7 +507,17 @@ static void FN(conv_half)(const FN(job) *o, int half)
                 FN(pack_pixels)(o, p, at, at + NR < q1 ? at + NR : q1, k0, kc, source, o->panel + (at - q0) * kc);
             FN(block) blocks[FN(AHEAD)];
             FN(ahead) ahead = {0};
-            if (p->source == CNNX_PLANES && kc) {
+            const T *weights = packed + o->first_panel * panel_size + k0 * MR;
+            if (q1 == o->end && q0 == o->begin) {
+                /* Weights that meet few pixels come from memory, at 7.7 GB/s unasked for and at 18.5 asked: the
+                 * next panel, and after the last one the first one deeper. */
+                const int64_t tiles = (q1 - q0 + NR - 1) / NR, size = sizeof(T);
+                blocks[0] = (FN(block)){(const char *)(weights + panel_size), kc * MR * size, m_count - 1,
+                                        panel_size * size};
+                blocks[1] = (FN(block)){(const char *)(weights + kc * MR), kc * MR * size, !last, 0};
+                ahead = (FN(ahead)){m_count > 1 ? blocks : blocks + 1, blocks + 1 + !last, 0, 0};
+                ahead.lines = (GEMM_STRETCH * MR * size / 64 + tiles - 1) / tiles;
+            } else if (p->source == CNNX_PLANES && kc) {
                 const int64_t stretches = (q1 - q0 + NR - 1) / NR * m_count * ((kc + GEMM_STRETCH - 1) / GEMM_STRETCH);
                 const int more = q1 < o->end, deeper = !last && !more; /* the next panels, or the first ones deeper */
                 const int64_t next = deeper ? o->begin : q1, k = deeper ? k0 + kc : more ? k0 : 0;
@@ -516,7 +526,7 @@ static void FN(conv_half)(const FN(job) *o, int half)
             }
             for (int64_t s = 0; s < m_count; s++) {
                 const int64_t m = (o->first_panel + s) * MR, mr = p->M - m < MR ? p->M - m : MR;
-                const T *a = packed + (o->first_panel + s) * panel_size + k0 * MR;
+                const T *a = weights + s * panel_size;
                 const T *bias = p->bias ? (const T *)p->bias + o->g * p->M + m : NULL;
                 int64_t n = q0 / area, pixel = q0 % area; /* of an image */
                 for (int64_t at = q0; at < q1; at += NR, pixel += NR) {

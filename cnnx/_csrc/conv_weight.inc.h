@@ -51,10 +51,9 @@ static void FN(conv_weight_plan)(cnnx_conv_weight *w)
     w->step_w = p->sw < w->extent_w ? p->sw : w->extent_w;
     w->window_rows = (w->chunk_rows - 1) * w->step_h + w->extent_h;
     w->window_cols = (w->chunk_cols - 1) * w->step_w + w->extent_w;
-    /* A flattened 1x1 convolution has no border and needs no copy. */
-    w->source = p->taps == 1 && p->W == p->cols && p->H == p->rows && p->top == 0 && p->left == 0 ? CNNX_PLANES
-                : w->window_rows > FN(WINDOW) / w->window_cols / w->chunk_images               ? CNNX_PATCHES
-                                                                                               : CNNX_WINDOWS;
+    w->source = FN(in_place)(p)                                                  ? CNNX_PLANES
+                : w->window_rows > FN(WINDOW) / w->window_cols / w->chunk_images ? CNNX_PATCHES
+                                                                                 : CNNX_WINDOWS;
     w->swapped = w->source == CNNX_PLANES && FN(pixel_cost)(p->M, p->C) < FN(pixel_cost)(p->C, p->M);
     if (w->swapped) {
         const void *x = p->x;

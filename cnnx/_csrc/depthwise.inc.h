@@ -5,7 +5,6 @@
  * a mask and a pixel fit 16 of them. Vectors run along the row. Where it is shorter than one, what is stored
  * beyond its end is overwritten by the next row, up to the end of the task's output.
  */
-#if defined(__GNUC__)
 #define TALL 7 /* divides 14, 28, 56 and 112, the usual sizes */
 
 /* Whether a 3x3 kernel of stride 1 meets rows that a vector holds, with a border of one pixel. */
@@ -182,4 +181,3 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
         }
     }
 }
-#endif

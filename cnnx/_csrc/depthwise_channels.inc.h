@@ -1,14 +1,13 @@
 /* Depthwise convolution of small images, and its gradients, with channels in the lanes of the vectors.
  *
  * The planes of VL channels are transposed into a copy with a border of zeros, (row, column, channel), where a tap is
- * a whole vector: there are no masks, no rows shorter than a vector, and no lanes to add up. The results are
+ * a whole vector: there are no masks, no rows shorter than a vector, and no lanes to add up. Results are
  * transposed back. 8 images of 1152 planes of 7x7 take 191 us under a 5x5 kernel, and 412 by their rows
  * (depthwise.inc.h).
  *
  * The input gradient is a convolution of the output's gradient, between whose columns there are zeros for the
  * columns that a stride steps over. Rows of the same phase, modulo the stride, meet the same rows of the kernel.
  */
-#if defined(__GNUC__)
 #define UNROLL_ROWS _Pragma("GCC unroll 19") /* as many as 7 results of stride 2 meet with a 7x7 kernel */
 
 /* Whether a problem is depthwise convolution by a square kernel of 3, 5 or 7, stride 1 or 2. */
@@ -146,7 +145,7 @@ static NOINLINE void FN(from_lanes)(const T *from, const int64_t *place, int64_t
 /* The results of phase f, in tiles of R columns: the sums stay in registers, and a row's weights. */
 static ALWAYS_INLINE void
 FN(channels_tile)(const int K, const int S, const int R, const FN(channels) *g, int64_t f, const T *copy, const T *w,
-               const T *bias, T *out)
+                  const T *bias, T *out)
 {
     const int64_t rows = g->rows, cols = g->cols, across = g->across, step = g->step * g->wide * VL;
     const int64_t phases = g->phases, k0 = g->first[f], k1 = g->first[f + 1];
@@ -176,17 +175,19 @@ FN(channels_tile)(const int K, const int S, const int R, const FN(channels) *g, 
 
 typedef void (*FN(channels_rows))(const FN(channels) *, int64_t, const T *, const T *, const T *, T *);
 
-#define CHANNELS(K, S, R)                                                                                             \
-    static NOINLINE void FN(channels_##K##_##S##_##R)(const FN(channels) *g, int64_t f, const T *copy,                \
-                                                   const T *w, const T *bias, T *out)                                 \
-    {                                                                                                                 \
-        FN(channels_tile)(K, S, R, g, f, copy, w, bias, out);                                                         \
+#define CHANNELS(K, S, R)                                                                              \
+    static NOINLINE void FN(channels_##K##_##S##_##R)(const FN(channels) *g, int64_t f, const T *copy, \
+                                                      const T *w, const T *bias, T *out)               \
+    {                                                                                                  \
+        FN(channels_tile)(K, S, R, g, f, copy, w, bias, out);                                          \
     }
-#define SIZES(R) CHANNELS(3, 1, R) CHANNELS(5, 1, R) CHANNELS(7, 1, R) CHANNELS(3, 2, R) CHANNELS(5, 2, R) CHANNELS(7, 2, R)
-#define ROW(R)                                                                                                        \
-    {                                                                                                                 \
-        {FN(channels_3_1_##R), FN(channels_5_1_##R), FN(channels_7_1_##R)},                                           \
-            {FN(channels_3_2_##R), FN(channels_5_2_##R), FN(channels_7_2_##R)},                                       \
+#define SIZES(R)                                                                                       \
+    CHANNELS(3, 1, R) CHANNELS(5, 1, R) CHANNELS(7, 1, R)                                              \
+    CHANNELS(3, 2, R) CHANNELS(5, 2, R) CHANNELS(7, 2, R)
+#define ROW(R)                                                                                         \
+    {                                                                                                  \
+        {FN(channels_3_1_##R), FN(channels_5_1_##R), FN(channels_7_1_##R)},                            \
+        {FN(channels_3_2_##R), FN(channels_5_2_##R), FN(channels_7_2_##R)},                            \
     }
 SIZES(4) SIZES(7)
 static const FN(channels_rows) FN(channels_tiles)[][2][3] = {ROW(4), ROW(7)};
@@ -198,13 +199,15 @@ static const FN(channels_rows) FN(channels_tiles)[][2][3] = {ROW(4), ROW(7)};
 static int FN(channels_plan)(cnnx_conv *p, int back)
 {
     p->c_step = 0;
-    /* At 14x14 rows of whole vectors are faster (204 us against 236 for 8,576,14,14), and with vectors of 8 the
-     * gradient that spreads 7x7 over 14x14 is slower (278 against 315). */
-    if (p->groups < VL || p->cols > 7 || (back && VECTOR_BYTES < 64)) return 0;
+    /* Rows that fill their vectors are faster, from 14x14 on under a 3x3 kernel (8,576,14,14: 186 us against 235) or
+     * a stride of 2 (8,240,28,28 5x5: 218 against 285), from 28x28 on under a larger one (8,384,14,14 7x7: 395
+     * against 327). With vectors of 8 the gradient that spreads 7x7 over 14x14 is slower (278 against 315). */
+    const int64_t widest = back ? 7 : p->taps == 9 || p->sh > 1 ? 12 : 20;
+    if (p->groups < VL || p->cols > widest || (back && VECTOR_BYTES < 64)) return 0;
     const FN(channels) g = FN(channels_of)(p, back);
     const double bytes = ((double)g.tall * (double)g.wide + (double)g.rows * (double)g.across) * VECTOR_BYTES;
     if (bytes > FN(CHANNELS_MOST)) return 0;
-    const int64_t most = 4096 / (VL * (g.H * g.W > g.rows * g.cols ? g.H * g.W : g.rows * g.cols));
+    const int64_t most = 8192 / (VL * (g.H * g.W > g.rows * g.cols ? g.H * g.W : g.rows * g.cols));
     const int64_t vectors = (p->groups + VL - 1) / VL;
     p->c_step = VL;
     p->image_size = g.tall * g.wide * VL;
@@ -247,4 +250,113 @@ static void FN(depthwise_channels)(const cnnx_conv *p, int back, int64_t task, v
         }
     }
 }
-#endif
+
+/* Weight gradient: acc[k][l] += the output's gradient times what tap l of the kernel's row k sees, for n rows of the
+ * kernel and R pixels. */
+static ALWAYS_INLINE void
+FN(channels_outer)(const int K, const int S, const int n, const int R, const T *x, int64_t row, const T *dy, V acc[5][7])
+{
+    V d[7];
+    UNROLL for (int r = 0; r < R; r++) d[r] = *(const VU *)(dy + r * VL);
+    UNROLL for (int k = 0; k < n; k++)
+        UNROLL_ROWS for (int c = 0; c < (R - 1) * S + K; c++) {
+            V b = *(const VU *)(x + k * row + c * VL);
+            KEEP(b);
+            UNROLL for (int r = 0; r < R; r++)
+                if (c - r * S >= 0 && c - r * S < K) acc[k][c - r * S] += d[r] * b;
+        }
+}
+
+/* The same for rows i0 to i1 of a block of channels, the sums of as many of the kernel's rows as fit in registers. */
+static ALWAYS_INLINE void
+FN(channels_sums)(const int K, const int S, const FN(channels) *g, int64_t i0, int64_t i1, const T *copy, const T *dy,
+                  T *sums)
+{
+    const int most = K == 3 || VECTOR_BYTES == 64 ? 3 : K == 5 ? 2 : 1;
+    const int64_t row = g->wide * VL, cols = g->cols;
+    UNROLL for (int k = 0; k < K; k += most) {
+        const int n = K - k < most ? K - k : most;
+        V acc[5][7];
+        UNROLL for (int a = 0; a < n; a++)
+            UNROLL for (int b = 0; b < K; b++) acc[a][b] = (V){0};
+        for (int64_t i = i0; i < i1; i++) {
+            const T *x = copy + i * S * row + g->offset[k], *d = dy + i * cols * VL;
+            int64_t j = 0;
+            for (; j + 7 <= cols; j += 7) FN(channels_outer)(K, S, n, 7, x + j * S * VL, row, d + j * VL, acc);
+            for (; j < cols; j++) FN(channels_outer)(K, S, n, 1, x + j * S * VL, row, d + j * VL, acc);
+        }
+        UNROLL for (int a = 0; a < n; a++)
+            UNROLL for (int b = 0; b < K; b++) *(VU *)(sums + ((k + a) * K + b) * VL) += acc[a][b];
+    }
+}
+
+typedef void (*FN(channels_rows_sums))(const FN(channels) *, int64_t, int64_t, const T *, const T *, T *);
+
+#define SUMS(K, S)                                                                                     \
+    static NOINLINE void FN(channels_sums_##K##_##S)(const FN(channels) *g, int64_t i0, int64_t i1, const T *copy, \
+                                                     const T *dy, T *sums)           \
+    {                                                                                                  \
+        FN(channels_sums)(K, S, g, i0, i1, copy, dy, sums);                                     \
+    }
+SUMS(3, 1) SUMS(5, 1) SUMS(7, 1) SUMS(3, 2) SUMS(5, 2) SUMS(7, 2)
+#undef SUMS
+
+static const FN(channels_rows_sums) FN(channels_sums_of)[2][3] = {
+    {FN(channels_sums_3_1), FN(channels_sums_5_1), FN(channels_sums_7_1)},
+    {FN(channels_sums_3_2), FN(channels_sums_5_2), FN(channels_sums_7_2)},
+};
+
+/* A task is some blocks of channels of one piece of the batch; pieces depend on the shape alone. */
+static int FN(channels_weight_plan)(cnnx_conv_weight *q)
+{
+    cnnx_conv *p = &q->conv;
+    p->c_step = 0;
+    /* Rows have lanes to add up, so they are slower up to larger images: 8,240,28,28 of stride 2 takes 719 us by rows
+     * and 345 here under a 7x7 kernel. Under a 3x3 one they are as fast at 14x14. */
+    if (p->groups < VL || p->cols > (p->taps == 9 ? 12 : 28)) return 0;
+    const FN(channels) g = FN(channels_of)(p, 0);
+    const int64_t area = p->rows * p->cols, vectors = (p->groups + VL - 1) / VL;
+    if (((double)g.tall * (double)g.wide + (double)area) * VECTOR_BYTES > FN(CHANNELS_MOST)) return 0;
+    const int64_t pieces = 32 / vectors + 1;
+    p->c_step = VL;
+    p->image_size = g.tall * g.wide * VL;
+    p->plane = area * VL;
+    q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
+    q->pieces = (p->N + q->piece - 1) / q->piece;
+    p->m_block = FN(share)(vectors, 8192 / (q->piece * area * VL)) * VL;
+    p->m_blocks = (p->groups + p->m_block - 1) / p->m_block;
+    q->tasks = q->pieces * p->m_blocks;
+    q->scratch = (size_t)(p->image_size + p->plane + p->taps * VL) * sizeof(T) +
+                 (size_t)(p->H * p->W + area) * sizeof(int64_t);
+    return 1;
+}
+
+static void FN(channels_weight)(const cnnx_conv_weight *q, int64_t task, void *scratch)
+{
+    const cnnx_conv *p = &q->conv;
+    const FN(channels) g = FN(channels_of)(p, 0);
+    const int64_t size = p->H * p->W, area = p->rows * p->cols;
+    T *copy = scratch, *d = copy + p->image_size, *sums = d + p->plane;
+    int64_t *from = (int64_t *)(sums + p->taps * VL), *to = from + size;
+    const int64_t piece = task / p->m_blocks, c0 = task % p->m_blocks * p->m_block;
+    const int64_t c1 = c0 + p->m_block < p->groups ? c0 + p->m_block : p->groups;
+    const int64_t n0 = piece * q->piece, n1 = n0 + q->piece < p->N ? n0 + q->piece : p->N;
+    const int64_t few = 256 / p->cols > 1 ? 256 / p->cols : 1; /* rows in a sum: long ones of one sign lose digits */
+    T *grad = q->pieces > 1 ? (T *)q->partial + piece * p->groups * p->taps : (T *)q->grad;
+    FN(fill)(p->image_size + p->plane, copy, 0);
+    FN(channels_places)(p->H, p->W, g.wide, 1, -g.top * g.wide - g.left, from);
+    FN(channels_places)(p->rows, p->cols, p->cols, 1, 0, to);
+    for (int64_t c = c0; c < c1; c += VL) {
+        const int64_t lanes = c1 - c < VL ? c1 - c : VL;
+        FN(fill)(p->taps * VL, sums, 0);
+        for (int64_t n = n0; n < n1; n++) {
+            const int64_t plane = n * p->groups + c;
+            FN(to_lanes)((const T *)p->x + plane * size, size, lanes, from, copy);
+            FN(to_lanes)((const T *)p->y + plane * area, area, lanes, to, d);
+            for (int64_t i = 0; i < p->rows; i += few)
+                FN(channels_sums_of)[p->sh - 1][FN(kernel_size)(p) / 2 - 1](
+                    &g, i, i + few < p->rows ? i + few : p->rows, copy, d, sums);
+        }
+        FN(from_lanes)(sums, g.tap, p->taps, lanes, grad + c * p->taps);
+    }
+}

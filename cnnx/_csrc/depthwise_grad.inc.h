@@ -1,7 +1,6 @@
 /* Depthwise convolution, the gradients by weight and, for a stride of 2, by input. (That of stride 1 is a
  * convolution.) They stand on the rows and masks of depthwise.inc.h.
  */
-#if defined(__GNUC__)
 /* Input gradient of stride 2, all four phases at once, R pairs of rows and VL pairs of columns. Of the output's
  * gradient the pair t meets rows t + c .. t + c + n-1, n = (K + 1)/2; its row f (0 or 1) meets
  * row r of them under tap 2*(n - 1 - r) + f - K/2%2, if there is one. And so do columns. */
@@ -196,6 +195,7 @@ static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
     cnnx_conv *p = &q->conv;
     if (!FN(is_depthwise)(p)) return 0;
     p->depth = p->taps;
+    if (FN(channels_weight_plan)(q)) return 1;
     if (!FN(depthwise_rows_plan)(p)) return 0;
     const int64_t pieces = 32 / p->groups + 1;
     q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
@@ -218,6 +218,10 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
 {
     const cnnx_conv_weight *q = problem;
     const cnnx_conv *p = &q->conv;
+    if (p->c_step) {
+        FN(channels_weight)(q, task, scratch);
+        return;
+    }
     T *spare = scratch, *dy_spare = spare + p->image_size, *sums = dy_spare + q->x_size;
     FN(integer) *mask = (FN(integer) *)(sums + (p->taps + VL) * VL);
     const T **x = (const T **)(mask + p->plane), **dy = x + p->tile_rows;
@@ -256,4 +260,3 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
 }
 #undef TALL
 #undef UNROLL_ROWS
-#endif

@@ -1,7 +1,7 @@
 /* Which instruction sets this build has, and which of them this CPU and this system can run. */
 #include "kernels.h"
 
-#if defined(CNNX_X86)
+#if defined(CNNX_X86_64)
 #if defined(_MSC_VER)
 #include <intrin.h>
 #else
@@ -56,11 +56,11 @@ static int always(void) { return 1; }
 #define ENTRY(isa, supported) {#isa, supported, {&cnnx_f32_##isa, &cnnx_f64_##isa}}
 
 TABLES(baseline)
-#if defined(CNNX_X86)
+#if defined(CNNX_X86_64)
 TABLES(avx2)
 TABLES(avx512)
 #endif
-#if defined(CNNX_NEON)
+#if defined(CNNX_AARCH64)
 TABLES(neon)
 #endif
 
@@ -70,11 +70,11 @@ static const struct {
     const cnnx_kernels *kernels[2];
 } sets[] = {
     ENTRY(baseline, always),
-#if defined(CNNX_X86)
+#if defined(CNNX_X86_64)
     ENTRY(avx2, has_avx2),
     ENTRY(avx512, has_avx512),
 #endif
-#if defined(CNNX_NEON)
+#if defined(CNNX_AARCH64)
     ENTRY(neon, always),
 #endif
 };

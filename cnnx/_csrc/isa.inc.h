@@ -1,7 +1,8 @@
 /* Everything of one instruction set: the bodies, once for float and once for double, and their tables.
  *
  * Included by isa_*.c, which set ISA (a name), VECTOR_BYTES and the register tiles MR, NV (vectors of
- * pixels), WM. A new instruction set is a new isa_*.c of ten lines and an entry in dispatch.c
+ * pixels), WM, and say whether it has the files that not every one repays: DEPTHWISE_TILES, BROADCAST. A new
+ * instruction set is a new isa_*.c of ten lines and an entry in dispatch.c
  * and setup.py; a new kernel is a new .inc.h here and an entry in the table.
  */
 #include "kernels.h"

@@ -5,4 +5,5 @@
 #define MR 4
 #define NV 3
 #define WM 6
+#define DEPTHWISE_TILES
 #include "isa.inc.h"

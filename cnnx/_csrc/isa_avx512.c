@@ -6,4 +6,5 @@
 #define NV 2
 #define WM 8
 #define BROADCAST /* with 16 registers the tile is too small to gain */
+#define DEPTHWISE_TILES
 #include "isa.inc.h"

@@ -4,4 +4,5 @@
 #define MR 4
 #define NV 4
 #define WM 8
+#define DEPTHWISE_TILES
 #include "isa.inc.h"

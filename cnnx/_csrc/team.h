@@ -2,8 +2,8 @@
  *
  * GNU OpenMP ends the process where it cannot start a thread, be it for want of memory, of address space or of what
  * the system grants a user or a container. So before a thread's team grows, as many threads as it would need are
- * started and ended here, all alive at once; where one is refused, the team has those that were granted. Their stacks stay
- * in the C library's cache, where OpenMP's threads find them.
+ * started and ended here, all alive at once; where one is refused, the team has those that were granted. Their stacks
+ * stay in the C library's cache, where OpenMP's threads find them.
  */
 #ifndef CNNX_TEAM_H
 #define CNNX_TEAM_H

@@ -6,7 +6,8 @@ the order of the forward's arguments. The functions check their arguments, alloc
 leave the work to a backend; nothing is kept from one call to the next.
 
 Arrays are (N, C, H, W), float32 or float64. Whatever their layout in memory, the answer is right;
-C-contiguous arrays are not copied.
+C-contiguous arrays are not copied. Other libraries' arrays on the CPU, all that have
+``__dlpack__``, are taken where they lie like NumPy's. Results are NumPy's, which have it too.
 """
 
 from cnnx.functional._activation import (

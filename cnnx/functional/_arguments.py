@@ -62,6 +62,7 @@ def floats(signature: Signature, *values: object) -> Any:
 
 def _to_floats(signature: Signature, values: tuple[object, ...]) -> tuple[Array | None, ...]:
     """The long way of `floats`: check each array, and convert what is not in order."""
+    values = tuple(shared(value, name) for (name, *_), value in zip(signature, values, strict=True))
     for (name, ndim, layout, required), value in zip(signature, values, strict=True):
         if value is None and not required:
             continue
@@ -77,6 +78,18 @@ def _to_floats(signature: Signature, values: tuple[object, ...]) -> tuple[Array 
         np.require(value, dtype, ["C", "A", "E"]) if isinstance(value, np.ndarray) else None
         for value in values
     )
+
+
+def shared(value: object, name: str) -> Any:
+    """Return the NumPy array on the memory of another library's; what is none stays as it is."""
+    if isinstance(value, np.ndarray) or not hasattr(type(value), "__dlpack__"):
+        return value
+    try:
+        return np.from_dlpack(value)  # type: ignore[arg-type]
+    except Exception as error:  # each library has errors of its own
+        raise TypeError(
+            f"{name} is {described(value)}, whose numbers NumPy cannot have: {error}"
+        ) from error
 
 
 def _not_floats(name: str, value: object) -> str:
@@ -117,6 +130,7 @@ def index_array(value: object, name: str, shape: Shape) -> Array:
         and value.flags.carray
     ):
         return value
+    value = shared(value, name)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
         what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else described(value)
         raise TypeError(f"{name} is {what}, expected a NumPy array of integers (int64)")
@@ -151,7 +165,8 @@ def output(out: object, shape: Shape, like: Array, *inputs: object) -> Array:
             f"out has strides {out.strides} and writeable={out.flags.writeable}, expected a "
             "writeable, aligned, C-contiguous array"
         )
-    if any(isinstance(a, np.ndarray) and np.shares_memory(out, a) for a in inputs):
+    arrays = (shared(a, "an input") for a in inputs)
+    if any(isinstance(a, np.ndarray) and np.shares_memory(out, a) for a in arrays):
         raise ValueError("out shares memory with an input, expected an array of its own")
     return out
 

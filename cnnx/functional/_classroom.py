@@ -9,7 +9,7 @@ import re
 from typing import Any, NamedTuple, NoReturn
 
 from cnnx.functional._activation import activation_backward_from_output
-from cnnx.functional._arguments import IMAGES, Array, IntOrPair, PaddingLike, floats
+from cnnx.functional._arguments import IMAGES, Array, IntOrPair, PaddingLike, floats, shared
 from cnnx.functional._conv import Activation, conv2d, conv2d_backward
 
 _ARRAYS = (("X", 4, IMAGES, True), ("W", 4, "(F, C, KH, KW)", True), ("b", None, "", False))
@@ -84,6 +84,7 @@ def conv_forward(
            [3., 0., 0.],
            [3., 0., 0.]])
     """
+    X, W, b = shared(X, "X"), shared(W, "W"), shared(b, "b")
     floats(_ARRAYS, X, W, b)
     if (
         X.shape[1] and X.shape[1] != W.shape[1]

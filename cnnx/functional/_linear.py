@@ -58,7 +58,16 @@ def linear(
     >>> cnnx.linear(x, weight, np.array([0.5, 0.5, 0.5]), activation="relu")
     array([[3.5, 2.5, 0. ]])
     """
+    return forward(x, weight, bias, activation)
+
+
+def forward(
+    x: Array, weight: Array, bias: Array | None, activation: Activation, transposed: bool = False
+) -> Array:
+    """Do what `linear` says; a transposed weight is (out, in), as PyTorch has it."""
     x, weight, bias = floats(_FORWARD, x, weight, bias)
+    if transposed:
+        weight = weight.T  # a view, which matmul takes as it is
     _check_shapes(x, weight)
     if bias is not None:
         require_shape("bias", bias, weight.shape[1:], "one number for each output feature")
@@ -108,7 +117,17 @@ def linear_backward(
     array([[10.],
            [20.]])
     """
+    return backward(grad_out, x, weight, need)
+
+
+def backward(
+    grad_out: Array, x: Array, weight: Array, need: Sequence[bool], transposed: bool = False
+) -> Gradients:
+    """Do what `linear_backward` says; of a transposed weight, (out, in), the gradient is so too."""
     grad_out, x, weight = floats(_BACKWARD, grad_out, x, weight)
+    stored = weight.shape
+    if transposed:
+        weight = weight.T
     _check_shapes(x, weight)
     shape = x.shape[0], weight.shape[1]
     require_shape("grad_out", grad_out, shape, "the shape of linear's output")
@@ -116,7 +135,7 @@ def linear_backward(
     if not x.shape[0]:
         return (
             np.zeros_like(x) if need_x else None,
-            np.zeros_like(weight) if need_weight else None,
+            np.zeros(stored, x.dtype) if need_weight else None,
             np.zeros(weight.shape[1], x.dtype) if need_bias else None,
         )
     backend = _dispatch.backend()
@@ -125,8 +144,9 @@ def linear_backward(
         grad_x = empty(x.shape, x)
         backend.matmul(grad_out, weight.T, None, None, grad_x)
     if need_weight:
-        grad_weight = empty(weight.shape, x)
-        backend.matmul(x.T, grad_out, None, None, grad_weight)
+        grad_weight = empty(stored, x)
+        first, second = (grad_out, x) if transposed else (x, grad_out)
+        backend.matmul(first.T, second, None, None, grad_weight)
     if need_bias:
         grad_bias = empty(weight.shape[1:], x)
         backend.conv2d_grad_bias(grad_out.reshape(*shape, 1, 1), grad_bias)

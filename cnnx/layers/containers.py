@@ -6,7 +6,7 @@ where they are: ``"0.weight"``, ``"body.1.running_mean"``. They are the very sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from cnnx.functional._activation import activation_backward_from_output, add
@@ -54,7 +54,7 @@ class Container(Layer):
     def __init__(self) -> None:
         # Without Layer's: the dicts are put together from the children's on each access.
         seen: dict[int, str] = {}
-        for name, layer in _walk(self):
+        for name, layer in named_layers(self):
             if id(layer) in seen:
                 raise ValueError(
                     f"{type(self).__name__}: layer {name} is layer {seen[id(layer)]} again; make "
@@ -122,6 +122,8 @@ class Sequential(Container):
     ['0.weight', '0.bias', '3.weight', '3.bias']
     """
 
+    _finished: Callable[[Any], None] | None = None  # hears of each layer that backward is done with
+
     def __init__(self, *layers: LayerLike) -> None:
         self.layers = list(layers)
         super().__init__()
@@ -170,6 +172,8 @@ class Sequential(Container):
                 grad_out = done._before_activation(grad_out)
             else:
                 grad_out = layer.backward(grad_out)
+            if self._finished is not None:
+                self._finished(layer)
         return grad_out
 
     def __getitem__(self, number: int) -> Any:
@@ -266,7 +270,7 @@ class _Gathered(dict[str, Array]):
         return dict, (dict(self),)
 
 
-def _walk(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def named_layers(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All layers inside a layer with their names, checked to be layers."""
     children = layer.children() if hasattr(layer, "children") else {}
     for name, child in children.items():
@@ -281,4 +285,4 @@ def _walk(layer: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                     "expected an object with forward and backward"
                 )
         yield prefix + name, child
-        yield from _walk(child, f"{prefix}{name}.")
+        yield from named_layers(child, f"{prefix}{name}.")

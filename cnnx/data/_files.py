@@ -1,11 +1,4 @@
-"""Data sets to train on: the digits inside the package, and MNIST's two file formats.
-
-:func:`digits` needs nothing but the package. :func:`load` reads what people have on disk: Keras's
-``mnist.npz``, or the four IDX files of the original, gzipped or not. Both return a
-:class:`Dataset` of float32 images (N, 1, H, W) in 0..1 and int64 labels, split into a part to train
-on and a part to test on. A damaged file is one clear ``ValueError``, and no file can run code:
-pickles are never read.
-"""
+"""MNIST's two file formats: Keras's ``mnist.npz``, and the four IDX files of the original."""
 
 from __future__ import annotations
 
@@ -13,8 +6,7 @@ import gzip
 import math
 import os
 import zlib
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,83 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._npz import read_npz, warranted
+from cnnx.data._dataset import Dataset, unit_images
+from cnnx.data._pictures import has_folders, image_folder
 from cnnx.functional import _arguments as check
-
-__all__ = ["Dataset", "digits", "load", "read_idx"]
 
 _IDX_UINT8 = 0x08  # the element type in an IDX magic number; MNIST uses no other
 _MOST_DIMENSIONS = 32
 _MOST_CLASSES = 4096  # a table of all against all must fit
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images and labels, split into a part to train on and a part to test on.
-
-    Attributes
-    ----------
-    name : str
-        What to call it in a report.
-    x_train, x_test : ndarray, shape (N, C, H, W), float32
-        Images, 0 (background) to 1.
-    y_train, y_test : ndarray, shape (N,), int64
-        Classes, from 0.
-    classes : int
-        How many classes there are.
-
-    Examples
-    --------
-    >>> from cnnx.data import digits
-    >>> digits().input_shape
-    (1, 8, 8)
-    """
-
-    name: str
-    x_train: NDArray[np.float32]
-    y_train: NDArray[np.int64]
-    x_test: NDArray[np.float32]
-    y_test: NDArray[np.int64]
-    classes: int
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of one image."""
-        channels, height, width = self.x_train.shape[1:]
-        return channels, height, width
-
-
-def digits() -> Dataset:
-    """Return the 1,797 handwritten digits that come with the package.
-
-    Every fifth image is held out for the test, so the split depends on no seed: 1,438 images to
-    train on, 359 to test.
-
-    Returns
-    -------
-    Dataset
-        Images (N, 1, 8, 8) and ten classes.
-
-    Notes
-    -----
-    Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, UCI Machine
-    Learning Repository, https://doi.org/10.24432/C50P49, licence CC BY 4.0.
-
-    Examples
-    --------
-    >>> from cnnx.data import digits
-    >>> data = digits()
-    >>> data.x_train.shape, data.x_test.shape
-    ((1438, 1, 8, 8), (359, 1, 8, 8))
-    """
-    arrays = read_npz((files("cnnx") / "data_files" / "digits.npz").read_bytes())
-    x, y = _unit_images(arrays["images"], 16), arrays["labels"].astype(np.int64)
-    test = np.arange(len(y)) % 5 == 4
-    return Dataset("UCI digits", x[~test], y[~test], x[test], y[test], 10)
+# The four files, in the order of `assembled`, and how many dimensions the array of each has.
+IDX_FILES = {
+    "train-images-idx3-ubyte": 3,
+    "train-labels-idx1-ubyte": 1,
+    "t10k-images-idx3-ubyte": 3,
+    "t10k-labels-idx1-ubyte": 1,
+}
 
 
 def load(path: str | os.PathLike[str]) -> Dataset:
-    """Read a data set in one of MNIST's two formats.
+    """Read a data set: one of MNIST's two formats, or pictures in folders.
 
     Parameters
     ----------
@@ -106,12 +40,14 @@ def load(path: str | os.PathLike[str]) -> Dataset:
         A ``.npz`` file in the layout of Keras's ``mnist.npz`` (arrays ``x_train``, ``y_train``,
         ``x_test``, ``y_test``), or a folder with the four IDX files ``train-images-idx3-ubyte``,
         ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``
-        (``train-images.idx3-ubyte`` is understood as well), each gzipped (``.gz``) or not.
+        (``train-images.idx3-ubyte`` is understood as well), each gzipped (``.gz``) or not. A
+        folder that has folders of pictures in their place is read by :func:`image_folder`.
 
     Returns
     -------
     Dataset
-        Images (N, 1, H, W); as many classes as the largest label of the training part says.
+        Images (N, C, H, W); with MNIST's files C is 1, and the largest label of the training part
+        says how many classes there are.
 
     Raises
     ------
@@ -134,7 +70,16 @@ def load(path: str | os.PathLike[str]) -> Dataset:
     path = Path(check.path(path))
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
-    parts = _read_idx_folder(path) if path.is_dir() else _read_npz(path)
+    if not path.is_dir():
+        return assembled(path, _read_npz(path))
+    files = {name: _find_idx(path, name) for name in IDX_FILES}
+    if has_folders(path) and not any(files.values()):
+        return image_folder(path)
+    return assembled(path, [read_part(path, name, file) for name, file in files.items()])
+
+
+def assembled(path: Path, parts: Sequence[NDArray[Any]]) -> Dataset:
+    """Make a data set of its four arrays, after a look whether they fit together."""
     x_train, y_train, x_test, y_test = parts
     _check_part(path, "training", x_train, y_train)
     _check_part(path, "test", x_test, y_test)
@@ -151,9 +96,9 @@ def load(path: str | os.PathLike[str]) -> Dataset:
         )
     return Dataset(
         path.name,
-        _unit_images(x_train, 255),
+        unit_images(x_train[:, np.newaxis]),
         y_train.astype(np.int64),
-        _unit_images(x_test, 255),
+        unit_images(x_test[:, np.newaxis]),
         y_test.astype(np.int64),
         classes,
     )
@@ -231,24 +176,22 @@ def _read_idx_stream(file: BinaryIO, path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_idx_folder(folder: Path) -> list[NDArray[Any]]:
-    arrays: list[NDArray[Any]] = []
-    for part in ("train", "t10k"):
-        for content, dims in (("images", 3), ("labels", 1)):
-            file = _find_idx(folder, f"{part}-{content}-idx{dims}-ubyte")
-            array = read_idx(file)
-            if array.ndim != dims:
-                raise ValueError(f"{file}: has {array.ndim} dimensions, expected {dims}")
-            arrays.append(array)
-    return arrays
+def read_part(folder: Path, name: str, file: Path | None) -> NDArray[np.uint8]:
+    """Read the file of a folder that stands for one of IDX_FILES."""
+    if file is None:
+        raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz")
+    array = read_idx(file)
+    if array.ndim != IDX_FILES[name]:
+        raise ValueError(f"{file}: has {array.ndim} dimensions, expected {IDX_FILES[name]}")
+    return array
 
 
-def _find_idx(folder: Path, name: str) -> Path:
+def _find_idx(folder: Path, name: str) -> Path | None:
     for spelling in (name, name.replace("-idx", ".idx")):
         for file in (folder / spelling, folder / f"{spelling}.gz"):
             if file.is_file():
                 return file
-    raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz")
+    return None
 
 
 def _read_npz(path: Path) -> list[NDArray[Any]]:
@@ -281,8 +224,3 @@ def _check_part(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> None
         raise ValueError(
             f"{path}: {part} labels go up to {y.max()}, expected at most {_MOST_CLASSES - 1}"
         )
-
-
-def _unit_images(x: NDArray[np.uint8], white: int) -> NDArray[np.float32]:
-    """(N, H, W) grey levels 0..white as (N, 1, H, W) float32 0..1."""
-    return x[:, np.newaxis].astype(np.float32) / np.float32(white)

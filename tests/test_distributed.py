@@ -1,0 +1,615 @@
+"""Data-parallel training: the same bits for every number of ranks, and how a job ends.
+
+Ranks are threads here (ranks.py), so that this runs everywhere; test_mpi has processes and an MPI.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from fresh import complaint
+from ranks import Aborted, Team, on_ranks
+
+import cnnx
+from cnnx._checkpoint import read_tree
+from cnnx.data import random_flip
+from cnnx.distributed import DataParallel
+from cnnx.distributed._lockstep import Lockstep
+from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, summed, tree_sum
+
+IMAGES, BATCH = 45, 8  # the last batch has 5 images, so of 4 shards one has two
+RANKS = (1, 2, 4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    cnnx.set_num_threads(1)
+
+
+def make_data(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, IMAGES)
+    x = rng.standard_normal((IMAGES, 1, 6, 6)).astype(dtype)
+    x[np.arange(IMAGES), 0, 2 * y] += 2
+    return x, y
+
+
+def make_net(dtype="float32", dropout=0.25):
+    """Everything that has a state: weights, running statistics, random generators."""
+    rng = np.random.default_rng(3)
+    body = cnnx.Sequential(
+        cnnx.Conv2D(1, 4, 3, padding=1, rng=rng, dtype=dtype),
+        cnnx.BatchNorm2D(4, activation="relu", dtype=dtype),
+    )
+    return cnnx.Sequential(
+        cnnx.Residual(body, cnnx.Conv2D(1, 4, 1, rng=rng, dtype=dtype)),
+        cnnx.BatchNorm2D(4, affine=False, dtype=dtype),
+        cnnx.ReLU(),
+        cnnx.MaxPool2D(2),
+        cnnx.Dropout(dropout, rng=rng),
+        cnnx.Flatten(),
+        cnnx.Dropout(dropout, rng=7),
+        cnnx.Dense(36, 3, rng=rng, dtype=dtype),
+    )
+
+
+def trained(rank, net=None, epochs=2, data=None, optimizer=None, **options):
+    """The bytes of all state after a training, and its history."""
+    fitting = {
+        name: options.pop(name)
+        for name in (
+            "checkpoint",
+            "resume",
+            "callback",
+            "shuffle",
+            "batch_size",
+            "seed",
+            "augment",
+        )
+        if name in options
+    }
+    net = make_net() if net is None else net
+    x, y = make_data() if data is None else data
+    optimizer = cnnx.SGD(0.05, momentum=0.9) if optimizer is None else optimizer
+    history = cnnx.fit(
+        net,
+        x,
+        y,
+        **{"epochs": epochs, "batch_size": BATCH, "progress": False, **fitting},
+        validation=make_data(1),
+        optimizer=DataParallel(optimizer, rank, **options),
+    )
+    return {name: array.tobytes() for name, array in net.state_dict().items()}, history
+
+
+# ---- sums
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("length", [0, 1, 5, 64])
+def test_tree_sum_adds_in_the_order_of_the_tree(size, length):
+    # Numbers of very different sizes: another order gives other bits.
+    rng = np.random.default_rng(length)
+    leaves = (rng.standard_normal((8, length)) * 10.0 ** rng.integers(-8, 8, (8, length))).astype(
+        np.float32
+    )
+    level = list(leaves)
+    while len(level) > 1:
+        level = [level[i] + level[i + 1] for i in range(0, len(level), 2)]
+
+    def job(rank):
+        tree = TreeSum()
+        for leaf in np.split(leaves, size)[rank.rank]:
+            tree.add(leaf)
+        array = tree.result().copy()
+        summed(array, tree_sum, rank, 0)
+        return array.tobytes(), rank.sent
+
+    results = on_ranks(size, job)
+    assert {array for array, _ in results} == {level[0].tobytes()}
+    if length == 64:  # each rank sends no more than is necessary
+        assert {sent for _, sent in results} == {2 * (size - 1) * 64 // size}
+
+
+def test_another_order_would_be_seen():
+    numbers = np.float32([1, 2**-24, 2**-24, 2**-24])
+    tree = TreeSum()
+    for number in numbers:
+        tree.add(np.array([number]))
+    assert tree.result()[0] == (numbers[0] + numbers[1]) + (numbers[2] + numbers[3])
+    assert tree.result()[0] != np.float32(1)  # which is what adding one after the other gives
+
+
+@pytest.mark.parametrize("reduction", [tree_sum, any_order_sum])
+@pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
+def test_buckets_sum_what_comes_in_any_order(reduction, bucket_bytes):
+    shapes = {"a": (3,), "b": (2, 4), "c": (), "d": (0,), "e": (5,)}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    params["f"] = np.zeros(2, np.float64)
+
+    def grad(name, shard):
+        return np.full_like(params[name], (ord(name) + 1000 * shard))
+
+    def job(rank):
+        buckets = Buckets(params, 2, bucket_bytes, reduction, rank)
+        for _ in range(2):
+            buckets.begin()
+            for shard in range(2):
+                for name in ("c", "f", "a", "e", "d", "b"):
+                    grads = grad(name, 2 * rank.rank + shard)
+                    buckets.put(name, shard, grads)
+                    buckets.put(name, shard, grads * 0)  # came already: not taken
+                    buckets.progress()
+            result = {name: array.copy() for name, array in buckets.finish()}
+        return result
+
+    for result in on_ranks(2, job):
+        for name in params:
+            expected = sum(grad(name, shard) for shard in range(4))
+            np.testing.assert_array_equal(result[name], expected)
+            assert result[name].shape == params[name].shape
+
+
+def test_a_bucket_leaves_before_the_rest_of_backward():
+    # The gradients of the last layer have arrived while the first layer's are not yet there.
+    params = {"first": np.zeros(4), "last": np.zeros(4)}
+    both_sent = threading.Barrier(2)
+
+    def job(rank):
+        buckets = Buckets(params, 1, 1, tree_sum, rank)
+        buckets.begin()
+        buckets.put("last", 0, np.ones(4))
+        end = time.monotonic() + 20
+        while buckets._buckets[0].pending is not None or not buckets._started:
+            buckets.progress()
+            assert time.monotonic() < end
+        arrived = buckets._buckets[0].array.copy()
+        both_sent.wait(20)
+        buckets.put("first", 0, np.ones(4))
+        dict(buckets.finish())
+        return arrived
+
+    for arrived in on_ranks(2, job):
+        np.testing.assert_array_equal(arrived, np.full(4, 2.0))
+
+
+# ---- jobs that meet
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_lockstep_meets_in_order(count):
+    said = []
+
+    def make(number):
+        def job(meet):
+            said.append((number, "before"))
+            assert meet(np.array([2.0**number])) == [10 * (2.0**count - 1)]
+            said.append((number, "between"))
+            assert meet(np.array([1.0])) == [10.0 * count]
+            said.append((number, "after"))
+
+        return job
+
+    Lockstep(lambda array: 10 * array).run([make(number) for number in range(count)])
+    places = ("before", "between", "after")
+    assert said == [(number, place) for place in places for number in range(count)]
+
+
+@pytest.mark.parametrize("fails", [0, 1, 2])
+def test_lockstep_ends_with_the_error_of_one(fails):
+    def make(number):
+        def job(meet):
+            if number == fails:
+                raise ValueError(f"job {number}")
+            meet(np.zeros(1))
+            meet(np.zeros(1))
+
+        return job
+
+    with pytest.raises(ValueError, match=f"job {fails}"):
+        Lockstep(lambda array: array).run([make(number) for number in range(3)])
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("sync_batch_norm", [False, True])
+@pytest.mark.parametrize("augment", [None, random_flip])
+def test_the_same_bits_for_every_number_of_ranks(sync_batch_norm, augment):
+    options = {"sync_batch_norm": sync_batch_norm, "augment": augment}
+    results = [
+        result for size in RANKS for result in on_ranks(size, lambda rank: trained(rank, **options))
+    ]
+    for state, history in results:
+        assert state == results[0][0]
+        assert history == results[0][1]
+    assert results[0][1].loss[-1] < results[0][1].loss[0]
+
+
+def test_every_shard_is_augmented_by_chances_of_its_own():
+    drawn = {}
+
+    def job(rank):
+        mine = drawn[threading.current_thread()] = []
+
+        def augment(x, rng):
+            mine.append(int(rng.integers(2**62)))
+            return x
+
+        trained(rank, augment=augment)
+        return mine
+
+    one, four = on_ranks(1, job)[0], [n for mine in on_ranks(4, job) for n in mine]
+    assert len(set(one)) == len(one)
+    assert sorted(one) == sorted(four)
+
+
+@pytest.mark.parametrize("size", RANKS)
+def test_synchronised_gradients_are_those_of_the_whole_batch(size):
+    x, y = make_data(dtype=np.float64)
+    whole, loss = make_net("float64", dropout=0), cnnx.SoftmaxCrossEntropy()
+    expected = loss(whole(x), y)
+    whole.backward(loss.backward())
+
+    def job(rank):
+        net, loss = make_net("float64", dropout=0), cnnx.SoftmaxCrossEntropy()
+        parallel = DataParallel(cnnx.SGD(1), rank, sync_batch_norm=True)
+        shards = np.array_split(np.arange(IMAGES), 4)[parallel.mine]
+        batches = ((x[shard], y[shard]) for shard in shards)
+        return parallel.gradients(net, loss, batches, IMAGES), net
+
+    for value, net in on_ranks(size, job):
+        # Sums of 45 * 36 numbers in another order, through two normalisations, in float64.
+        np.testing.assert_allclose(value, expected, rtol=1e-13)
+        for name, grad in whole.grads.items():
+            np.testing.assert_allclose(net.grads[name], grad, rtol=0, atol=1e-13, err_msg=name)
+        for name, array in whole.buffers.items():
+            np.testing.assert_allclose(net.buffers[name], array, rtol=1e-13, err_msg=name)
+
+
+def test_without_batch_norm_a_step_is_that_of_the_whole_batch():
+    x, y = make_data(dtype=np.float64)
+
+    def net():
+        rng = np.random.default_rng(0)
+        return cnnx.Sequential(
+            cnnx.Conv2D(1, 3, 3, activation="relu", dtype="float64", rng=rng),
+            cnnx.MaxPool2D(2),
+            cnnx.Flatten(),
+            cnnx.Dense(12, 3, dtype="float64", rng=rng),
+        )
+
+    options = {"epochs": 2, "batch_size": BATCH, "shuffle": False, "progress": False}
+    alone = net()
+    history = cnnx.fit(alone, x, y, optimizer=cnnx.Adam(), **options)
+
+    def job(rank):
+        model = net()
+        return cnnx.fit(model, x, y, optimizer=DataParallel(cnnx.Adam(), rank), **options), model
+
+    for theirs, model in on_ranks(2, job):
+        np.testing.assert_allclose(theirs.loss, history.loss, rtol=1e-12)
+        assert theirs.accuracy == history.accuracy
+        for name, param in alone.params.items():
+            # Adam divides by the gradient's size, and so shows the rounding of small ones.
+            np.testing.assert_allclose(model.params[name], param, rtol=0, atol=1e-9)
+
+
+def test_running_statistics_are_the_mean_of_the_shards():
+    x, y = make_data()
+
+    def job(rank):
+        net = cnnx.Sequential(cnnx.BatchNorm2D(1), cnnx.Flatten(), cnnx.Dense(36, 3, rng=0))
+        parallel = DataParallel(cnnx.SGD(0), rank)
+        shards = np.array_split(np.arange(IMAGES), 4)
+        batches = [(x[shard], y[shard]) for shard in shards[parallel.mine]]
+        parallel.gradients(net, cnnx.SoftmaxCrossEntropy(), batches, IMAGES)
+        return net.buffers
+
+    parts = [x[shard].astype(np.float64) for shard in np.array_split(np.arange(IMAGES), 4)]
+    mean = sum(len(part) * 0.1 * part.mean() for part in parts) / IMAGES
+    var = sum(len(part) * (0.9 + 0.1 * part.var(ddof=1)) for part in parts) / IMAGES
+    for buffers in on_ranks(2, job):
+        np.testing.assert_allclose(buffers["0.running_mean"], [mean], rtol=1e-6)  # float32
+        np.testing.assert_allclose(buffers["0.running_var"], [var], rtol=1e-6)
+
+
+def test_dropout_has_another_mask_in_each_shard_and_step():
+    masks = {}
+
+    class Spy(cnnx.Layer):
+        def __init__(self, rank):
+            self.rank = rank
+
+        def forward(self, x):
+            masks.setdefault(self.rank, []).append((x != 0).tobytes())
+            return x
+
+        def backward(self, grad_out):
+            return grad_out
+
+    def job(rank):
+        net = cnnx.Sequential(
+            cnnx.Dropout(0.5, rng=0), Spy((rank.size, rank.rank)), cnnx.Flatten(), cnnx.Dense(36, 3)
+        )
+        data = np.ones((32, 1, 6, 6), np.float32), np.zeros(32, np.int64)
+        cnnx.fit(net, *data, epochs=1, batch_size=16, progress=False,
+                 optimizer=DataParallel(cnnx.SGD(0), rank))  # fmt: skip
+
+    for size in RANKS:
+        on_ranks(size, job)
+    assert len(set(masks[1, 0])) == 8  # two steps of four shards
+    first, second = masks[2, 0], masks[2, 1]
+    assert [*first[:2], *second[:2], *first[2:], *second[2:]] == masks[1, 0]
+
+
+def test_every_rank_reads_its_own_images_only():
+    seen = {}
+
+    class Watched(np.ndarray):
+        def __getitem__(self, index):
+            if isinstance(index, np.ndarray):
+                seen[threading.current_thread()].append(index)
+            return np.asarray(self)[index]
+
+    x, y = make_data()
+
+    def job(rank):
+        mine = seen[threading.current_thread()] = []
+        trained(rank, data=(x.view(Watched), y))
+        return set(np.concatenate(mine).tolist()), sum(map(len, mine))
+
+    results = on_ranks(4, job)
+    assert [images for images, _ in results] == [set(range(r, IMAGES, 4)) for r in range(4)]
+    assert sum(count for _, count in results) == 2 * IMAGES  # each once an epoch
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_fast_reduction_takes_any_number_of_ranks(size):
+    def job(rank):
+        options = {"batch_size": 12, "reduction": "fast"}
+        return trained(rank, **options, epochs=4)
+
+    results = on_ranks(size, job)
+    assert all(state == results[0][0] for state, _ in results)
+    assert results[0][1].loss[-1] < results[0][1].loss[0]
+
+
+def test_ranks_start_from_rank_0():
+    def job(rank):
+        net = make_net()
+        for param in net.params.values():
+            param += rank.rank
+        return trained(rank, net)[0]
+
+    for state in on_ranks(2, job):
+        assert state == on_ranks(1, trained)[0][0]
+
+
+def test_a_model_that_is_no_sequential():
+    class Own:
+        """The least that can be trained; it writes its gradient into one array again and again."""
+
+        def __init__(self):
+            self.params = {"factor": np.ones(36), "unused": np.ones(2)}
+            self.grads = {"factor": np.zeros(36), "unused": np.zeros(2)}
+
+        def forward(self, x):
+            self.x = x.reshape(len(x), 36)
+            return (self.x * self.params["factor"]).sum(axis=1, keepdims=True)
+
+        def backward(self, grad_out):
+            self.grads["factor"][...] = (grad_out * self.x).sum(axis=0)
+            return (grad_out * self.params["factor"]).reshape(-1, 1, 6, 6)
+
+    x = make_data(dtype=np.float64)[0]
+    y = x.sum(axis=(1, 2, 3))[:, None] * 3
+
+    def job(rank):
+        model = Own()
+        optimizer = cnnx.SGD(0.01) if rank is None else DataParallel(cnnx.SGD(0.01), rank)
+        cnnx.fit(model, x, y, epochs=2, batch_size=BATCH, shuffle=False, progress=False,
+                 loss=cnnx.MSELoss(), optimizer=optimizer)  # fmt: skip
+        return model.params["factor"]
+
+    for size in RANKS:
+        for factor in on_ranks(size, job):
+            np.testing.assert_allclose(factor, job(None), rtol=1e-12)
+
+
+# ---- checkpoints, interrupts and errors
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4), (2, 2)])
+def test_a_job_may_go_on_on_another_number_of_ranks(tmp_path, before, after):
+    whole = on_ranks(1, lambda rank: trained(rank, epochs=3))[0]
+    file = tmp_path / "checkpoint.npz"
+
+    def interrupted(rank):
+        def stop(step):
+            if (step.epoch, step.batch) == (2, 3) and rank.rank == rank.size - 1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt, match="epoch 2, after batch 4; saved to"):
+            trained(rank, epochs=3, checkpoint=file, callback=stop)
+
+    on_ranks(before, interrupted)
+    for state, history in on_ranks(
+        after, lambda rank: trained(rank, epochs=3, checkpoint=file, resume=True)
+    ):
+        assert (state, history) == whole
+
+
+def test_a_rank_that_fails_ends_the_job_with_one_message(tmp_path, capsys):
+    file = tmp_path / "checkpoint.npz"
+
+    def job(rank):
+        def fail(step):
+            if (step.epoch, step.batch) == (2, 3) and rank.rank in (1, 2):
+                raise OSError("the disk is gone")
+
+        return trained(rank, epochs=3, checkpoint=file, callback=fail)
+
+    team = Team(4)
+    results = team.run(job)
+    assert team.status == 1
+    assert [type(result) for result in results] == [Aborted, SystemExit, SystemExit, Aborted]
+    lines = capsys.readouterr().err.splitlines()
+    ends = [line for line in lines if line.startswith("rank ")]
+    assert ends[0] == (
+        "rank 1 of 4 failed in epoch 2, after batch 3, and the job ends; "
+        f"{file} holds the last state saved, to resume from"
+    )
+    assert "OSError: the disk is gone" in lines
+    resumed = on_ranks(2, lambda rank: trained(rank, epochs=3, checkpoint=file, resume=True))
+    assert resumed == on_ranks(2, lambda rank: trained(rank, epochs=3))
+
+
+def test_there_is_a_checkpoint_from_the_start(tmp_path):
+    file = tmp_path / "checkpoint.npz"
+
+    def job(rank):
+        def fail(step):
+            raise OSError("at once")
+
+        return trained(rank, checkpoint=file, callback=fail)
+
+    Team(2).run(job)
+    resumed = on_ranks(2, lambda rank: trained(rank, checkpoint=file, resume=True))
+    assert resumed == on_ranks(2, trained)
+
+
+def test_a_long_epoch_is_saved_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("cnnx.distributed._run._SAVE_SECONDS", 0.0)
+    file = tmp_path / "checkpoint.npz"
+    positions = []
+
+    def job(rank):
+        def look(step):
+            if rank.rank == 0:
+                position = read_tree(file)["position"]
+                positions.append((position["epoch"], position["batch"]))
+
+        trained(rank, epochs=1, checkpoint=file, callback=look)
+
+    on_ranks(2, job)
+    assert positions == [(1, batch) for batch in range(1, 7)]
+
+
+def test_one_rank_raises_what_went_wrong():
+    def stop(step):
+        raise OSError("alone")
+
+    with pytest.raises(OSError, match="alone"):
+        on_ranks(1, lambda rank: trained(rank, callback=stop))
+
+
+def test_a_damaged_checkpoint_is_the_same_error_on_every_rank(tmp_path):
+    file = tmp_path / "checkpoint.npz"
+    file.write_bytes(b"nothing")
+    results = Team(2).run(lambda rank: trained(rank, checkpoint=file, resume=True))
+    assert [type(result) for result in results] == [ValueError] * 2
+    assert "not a whole checkpoint" in str(results[1])
+
+
+def test_a_checkpoint_of_another_cut_is_refused(tmp_path):
+    file = tmp_path / "checkpoint.npz"
+    on_ranks(1, lambda rank: trained(rank, checkpoint=file))
+    with pytest.raises(ValueError, match=r"its parallel was .*'shards': 4.* here .*'shards': 8"):
+        on_ranks(2, lambda rank: trained(rank, checkpoint=file, resume=True, shards=8))
+
+
+def test_ranks_that_differ_are_told_apart():
+    def job(rank):
+        return trained(rank, seed=rank.rank)
+
+    results = Team(2).run(job)
+    assert [str(result) for result in results] == [
+        "rank 1 has another seed than rank 0: 1 and 0"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "message"),
+    [
+        (1, {"shards": 3}, "shards is 3, expected a power of two"),
+        (1, {"shards": 0}, "shards is 0, expected an integer"),
+        (3, {}, "shards is 4 on 3 ranks, expected a power of two of ranks"),
+        (2, {"shards": 1}, "shards is 1 on 2 ranks"),
+        (2, {"shards": 4, "reduction": "fast"}, "expected the number of ranks, 2"),
+        (1, {"reduction": "slow"}, "reduction is 'slow', expected one of 'deterministic', 'fast'"),
+        (1, {"batch_size": 10}, "batch_size is 10, expected a multiple of the 4 shards"),
+        (1, {"bucket_bytes": 0}, "bucket_bytes is 0"),
+    ],
+)
+def test_what_cannot_be_is_said(size, options, message):
+    for result in Team(size).run(lambda rank: trained(rank, **options)):
+        assert isinstance(result, ValueError)
+        assert message in str(result)
+
+
+def test_wrong_types():
+    rank = Team(1).ranks[0]
+    with pytest.raises(TypeError, match="expected the optimizer inside it"):
+        DataParallel(DataParallel(cnnx.SGD(1), rank), rank)
+    with pytest.raises(TypeError, match="communicator is str, without exchange"):
+        DataParallel(cnnx.SGD(1), "world")
+    with pytest.raises(TypeError, match="optimizer"):
+        DataParallel(cnnx.Dense(1, 1), rank)
+
+
+def test_a_missing_gradient_is_named():
+    class Half(cnnx.Dense):
+        def backward(self, grad_out):
+            result = super().backward(grad_out)
+            del self.grads["bias"]
+            return result
+
+    net = cnnx.Sequential(cnnx.Flatten(), Half(36, 3))
+    with pytest.raises(ValueError, match=r"grads\['1.bias'\] is missing, expected shape \(3,\)"):
+        on_ranks(1, lambda rank: trained(rank, net))
+
+
+def test_schedules_and_states_reach_the_optimizer():
+    inner = cnnx.SGD(0.5)
+    optimizer = DataParallel(inner, Team(1).ranks[0])
+    schedule = cnnx.StepLR(optimizer, 1, 0.5)
+    schedule.step()
+    assert inner.lr == optimizer.lr == 0.25
+    other = DataParallel(cnnx.SGD(1), Team(1).ranks[0])
+    other.load_state_dict(optimizer.state_dict())
+    assert other.lr == 0.25
+    dense = cnnx.Dense(1, 1, bias=False, dtype="float64")
+    dense.params["weight"][...] = 5
+    dense.grads["weight"][...] = 4
+    optimizer.step(dense)
+    assert dense.params["weight"] == [[4.0]]
+
+
+def test_mpi_is_imported_only_when_it_is_used(tmp_path):
+    code = """
+import sys
+import cnnx, cnnx.cli, cnnx.distributed
+assert "mpi4py" not in sys.modules
+sys.modules["mpi4py"] = None  # as if it were not installed
+cnnx.distributed.DataParallel(cnnx.SGD(1))
+"""
+    assert "ImportError: training over several processes needs mpi4py" in complaint(code, tmp_path)
+
+
+def test_fewer_images_than_shards():
+    data = tuple(array[:2] for array in make_data())
+    expected = on_ranks(1, lambda rank: trained(rank, data=data))
+    for size in RANKS:
+        assert on_ranks(size, lambda rank: trained(rank, data=data)) == expected * size
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_job(tmp_path, capsys):
+    team = Team(2)
+    results = team.run(lambda rank: trained(rank, checkpoint=tmp_path / "nowhere" / "file.npz"))
+    assert team.status == 1
+    assert [type(result) for result in results] == [SystemExit, Aborted]
+    assert "rank 0 of 2 failed in epoch 1, after batch 0" in capsys.readouterr().err
