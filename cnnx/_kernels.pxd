@@ -158,4 +158,12 @@ cdef extern from "_csrc/watch.h" nogil:
     ctypedef struct cnnx_watch:
         int on, stopped
         int64_t step
+        double asked
+    ctypedef struct cnnx_watching:
+        pass
+    cnnx_watching cnnx_enter(cnnx_watch *watch, int own)
+    void cnnx_leave(cnnx_watching before)
     int64_t cnnx_look(cnnx_watch *watch)
+
+cdef extern from "_csrc/team.h" nogil:
+    int cnnx_team(int wanted)

@@ -188,6 +188,7 @@ cdef void share(cnnx_task task, const void *problem, int64_t tasks, int64_t *cou
                 int64_t threads, void *scratch, cnnx_watch *watch) noexcept nogil:
     """Run the tasks of thread `mine`, in their order, and then what is left of the other threads'."""
     cdef int64_t step, owner, end, t, until_look = INT64_MAX if mine else 1
+    cdef cnnx_watching before = cnnx_enter(watch, mine == 0)
     for step in range(threads):
         owner = (mine + step) % threads
         end = tasks * (owner + 1) // threads
@@ -201,8 +202,12 @@ cdef void share(cnnx_task task, const void *problem, int64_t tasks, int64_t *cou
                 if until_look == 0:
                     for owner in range(threads):
                         cnnx_add(counters + owner * COUNTER, tasks)  # nothing is left to anybody
+                    cnnx_leave(before)
                     return
             task(problem, t, scratch)
+            if watch.stopped:
+                until_look = 1
+    cnnx_leave(before)
 
 
 cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch, int threads) except -1:
@@ -211,11 +216,13 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
     A thread begins with a range of its own, so that from layer to layer it meets the images that lie in
     its caches: two cores that share none relu'd 64,16,32,32 in 0.36 ms in turns, one alone in 0.07.
     """
+    cdef int team = threads
     cdef int64_t t, first = 0, end
     cdef size_t stride = (scratch + 127) // 128 * 128  # a cache line pair between threads
     cdef char *memory = NULL
     cdef int64_t *counters
     cdef cnnx_watch watch
+    cdef cnnx_watching before
     if threads > tasks:
         threads = <int>tasks
     if threads < 1:
@@ -225,10 +232,17 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
         memory = <char *>cnnx_take(size)
         if memory == NULL:
             raise MemoryError(f"cannot allocate {size} bytes of scratch")
+    if threads > 1:
+        # Those without a task are in the team as well: GNU OpenMP would end them, and start others for
+        # the next call. Regions of 2 and 8 threads in turns took 0.41 ms, of 8 and 8 0.17.
+        team = cnnx_team(team)
+        threads = min(threads, team)
     watch.step = watch.stopped = 0
-    watch.on = tasks > 1 and PyThread_get_thread_ident() == signalled
+    watch.asked = 0
+    watch.on = PyThread_get_thread_ident() == signalled
     with nogil:
         if threads == 1:
+            before = cnnx_enter(&watch, True)
             while first < tasks:
                 end = first + min(cnnx_look(&watch), tasks - first)
                 if end == first:
@@ -236,11 +250,12 @@ cdef int run(cnnx_task task, const void *problem, int64_t tasks, size_t scratch,
                 for t in range(first, end):
                     task(problem, t, memory)
                 first = end
+            cnnx_leave(before)
         else:
             counters = <int64_t *>(memory + stride * <size_t>threads)
             for t in range(threads):
                 counters[t * COUNTER] = tasks * t // threads
-            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            for t in prange(threads, num_threads=team, schedule="static", chunksize=1):
                 share(task, problem, tasks, counters, t, threads, memory + stride * <size_t>t, &watch)
     cnnx_give(memory)
     return -1 if watch.stopped else 0

@@ -27,7 +27,7 @@ cnnx.set_num_threads(2)
 LONG = """
 import signal, time
 wide, images = rng.normal(size=(16, 16, 51, 51)), rng.normal(size=(2, 16, 600, 600))
-def stopped_after(number):
+def stopped_after(number, call=lambda: cnnx.conv2d(images, wide)):
     \"\"\"Seconds from a signal to KeyboardInterrupt, within a long call.\"\"\"
     signal.signal(number, signal.default_int_handler)
     sent = []
@@ -36,7 +36,7 @@ def stopped_after(number):
         signal.raise_signal(number)
     threading.Timer(0.3, send).start()
     try:
-        cnnx.conv2d(images, wide)
+        call()
     except KeyboardInterrupt:
         return time.perf_counter() - sent[0]
     raise RuntimeError("nothing stopped it")
@@ -259,6 +259,36 @@ print(cnnx.get_num_threads())
 """
     )
     assert printed(code, tmp_path).split() == ["True"] * 4 + [str(count)]
+
+
+# Calls of which one task, or a few, take seconds.
+LONG_TASKS = {
+    "one image pooled": "cnnx.max_pool2d(image, 3000, stride=60)",
+    "the same with indices": "cnnx.max_pool2d(image, 3000, stride=60, return_indices=True)",
+    "windows one below the other": "cnnx.avg_pool2d(image, (3000, 6000), stride=6)",
+    "weight gradient of one image": (
+        "cnnx.conv2d_backward(image[..., 120:, 120:], image, kernel, need=(False, True, False))"
+    ),
+    "a large kernel": "cnnx.conv2d(image, kernel)",
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", LONG_TASKS)
+def test_ctrl_c_ends_a_long_task(name: str, count: int, tmp_path: Path) -> None:
+    code = (
+        PROBLEM
+        + LONG
+        + f"""
+cnnx.set_num_threads({count})
+image, kernel = np.ones((1, 1, 6000, 6000), np.float32), np.ones((1, 1, 121, 121), np.float32)
+expected, before = cnnx.conv2d(x, weight), cnnx.memory_stats()["in_use"]
+print(stopped_after(signal.SIGINT, lambda: {LONG_TASKS[name]}) < 1)
+print(cnnx.memory_stats()["in_use"] == before, np.array_equal(cnnx.conv2d(x, weight), expected))
+"""
+    )
+    assert printed(code, tmp_path).split() == ["True"] * 3
 
 
 @needs_kernels

@@ -482,6 +482,7 @@ static void FN(conv_half)(const FN(job) *o, int half)
 
     int64_t k0 = 0;
     do { /* once even when the depth is 0: a phase that no tap reaches is all bias */
+        if (k0 && cnnx_stop()) return;
         const int64_t kc = depth - k0 < k_block ? depth - k0 : k_block;
         const int first = k0 == 0, last = k0 + kc == depth;
         const T *source = o->strip;

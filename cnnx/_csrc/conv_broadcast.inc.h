@@ -175,6 +175,7 @@ static void FN(broadcast)(const void *problem, int64_t task, void *scratch)
             offset[k++] = c * c_plane + (p->dh[t] - p->top) * ld + p->dw[t] - p->left;
     const FN(span) span = {n, i0 * p->sh, n, (i0 + rows - 1) * p->sh};
     for (int64_t c = 0; c < p->C; c += p->c_step) {
+        if (c && cnnx_stop()) return;
         const int64_t end = c + p->c_step < p->C ? c + p->c_step : p->C, kc = (end - c) * p->taps;
         const T *source = strip, *after = strip; /* what comes after this block */
         if (in_place) {

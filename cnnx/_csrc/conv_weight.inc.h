@@ -319,6 +319,7 @@ static void FN(conv_weight)(const void *problem, int64_t task, void *scratch)
     for (int64_t number = piece * w->chunks / w->pieces; number < end; number++) {
         const FN(chunk) c = FN(chunk_at)(w, number);
         const T *from = x;
+        if (cnnx_stop()) return;
         int64_t runs = 0, step = 1;
         if (w->source == CNNX_PATCHES) {
             FN(pack_patches)(p, g, c.q0, c.q0 + c.pixels, c.pixels, k0, k1, x, KC);

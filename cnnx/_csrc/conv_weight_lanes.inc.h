@@ -143,6 +143,7 @@ static void FN(lanes_weight)(const void *problem, int64_t task, void *scratch)
     for (int64_t k = 0; k < size * VL; k++) sums[k] = 0;
     const int64_t last = (piece + 1) * w->chunks / w->pieces;
     for (int64_t number = piece * w->chunks / w->pieces; number < last; number++) {
+        if (cnnx_stop()) return;
         const FN(chunk) c = FN(rows_at)(p, number);
         const int64_t image = c.n0 * p->groups + g, rows = c.i1 - c.i0;
         const T *y = (const T *)p->y + image * p->M * plane + c.i0 * p->cols;

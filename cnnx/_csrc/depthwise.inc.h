@@ -114,7 +114,7 @@ static const FN(depthwise_rows) FN(depthwise_tiles)[2][2][3] = {
 #undef ROW
 };
 
-static void FN(depthwise_rows_plan)(cnnx_conv *p)
+static int FN(depthwise_rows_plan)(cnnx_conv *p)
 {
     const int K = FN(kernel_size)(p);
     const int64_t planes = p->N * p->groups, wanted = 8192; /* output pixels of a task: microseconds */
@@ -128,6 +128,7 @@ static void FN(depthwise_rows_plan)(cnnx_conv *p)
     p->image_size = FN(align)(FN(spare_rows)(p->tile_rows, p->W, p->image_width) * p->image_width);
     p->plane = (p->cols + VL - 1) / VL * K * VL;
     p->scratch = (size_t)(p->image_size + p->plane) * sizeof(T) + (size_t)p->tile_rows * sizeof(T *);
+    return FN(rows_fit)(p->tile_rows, p->W, p->image_width, p->plane);
 }
 
 static int FN(depthwise_plan)(cnnx_conv *p)
@@ -135,8 +136,7 @@ static int FN(depthwise_plan)(cnnx_conv *p)
     if (!FN(is_depthwise)(p)) return 0;
     p->depth = p->taps;
     p->panels = p->packed_size = 0; /* the weights are read as they are */
-    if (!FN(channels_plan)(p, 0)) FN(depthwise_rows_plan)(p);
-    return 1;
+    return FN(channels_plan)(p, 0) || FN(depthwise_rows_plan)(p);
 }
 
 static void FN(depthwise)(const void *problem, int64_t task, void *scratch)

@@ -72,7 +72,7 @@ static int FN(depthwise_grad_plan)(cnnx_conv *p)
     p->image_size = FN(align)(FN(spare_rows)(p->tile_rows, p->cols, p->image_width) * p->image_width);
     p->plane = (pairs + VL - 1) / VL * n * VL;
     p->scratch = (size_t)(p->image_size + p->plane) * sizeof(T) + (size_t)p->tile_rows * sizeof(T *);
-    return 1;
+    return FN(rows_fit)(p->tile_rows, p->cols, p->image_width, p->plane);
 }
 
 static void FN(depthwise_grad)(const void *problem, int64_t task, void *scratch)
@@ -189,19 +189,22 @@ static const FN(depthwise_rows_sums) FN(depthwise_sums_of)[2][3] = {
     {FN(depthwise_sums_3_2), FN(depthwise_sums_5_2), FN(depthwise_sums_7_2)},
 };
 
-/* A task is some groups' share of one piece of the batch; pieces depend on the shape alone. */
+/* A task is some groups' share of one piece: of some images or, where there are few planes, of some blocks of rows. */
 static int FN(depthwise_weight_plan)(cnnx_conv_weight *q)
 {
     cnnx_conv *p = &q->conv;
     if (!FN(is_depthwise)(p)) return 0;
     p->depth = p->taps;
     if (FN(channels_weight_plan)(q)) return 1;
-    FN(depthwise_rows_plan)(p);
+    if (!FN(depthwise_rows_plan)(p)) return 0;
     const int64_t pieces = 32 / p->groups + 1;
     q->piece = FN(share)(p->N, (p->N + pieces - 1) / pieces);
     if (q->piece > 8192 / (p->rows * p->cols) + 1) q->piece = 8192 / (p->rows * p->cols) + 1;
-    q->pieces = (p->N + q->piece - 1) / q->piece;
     p->m_block = FN(share)(p->groups, 8192 / (q->piece * p->rows * p->cols));
+    const int64_t planes = p->N * p->groups, parts = q->piece == 1 && planes < 16 ? (15 + planes) / planes : 1;
+    q->chunks = p->N * p->blocks;
+    q->piece = parts > 1 ? FN(share)(p->blocks, (p->blocks + parts - 1) / parts) : q->piece * p->blocks;
+    q->pieces = (q->chunks + q->piece - 1) / q->piece;
     p->m_blocks = (p->groups + p->m_block - 1) / p->m_block;
     q->tasks = q->pieces * p->m_blocks;
     q->x_size = FN(align)(FN(spare_rows)(p->block, p->cols, VL) * (p->cols > VL ? p->cols : VL));
@@ -225,7 +228,7 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
     const int K = FN(kernel_size)(p);
     const int64_t piece = task / p->m_blocks, g0 = task % p->m_blocks * p->m_block, planes = p->N * p->groups;
     const int64_t g1 = g0 + p->m_block < p->groups ? g0 + p->m_block : p->groups;
-    const int64_t last = (piece + 1) * q->piece < p->N ? (piece + 1) * q->piece : p->N;
+    const int64_t last = (piece + 1) * q->piece < q->chunks ? (piece + 1) * q->piece : q->chunks;
     const FN(rows_of) source = {p->x, planes * p->H * p->W, p->H, p->W, p->left, p->image_width, spare};
     const FN(rows_of) grads = {p->y, planes * p->rows * p->cols, p->rows, p->cols, 0,
                                p->cols > VL ? p->cols : VL, dy_spare};
@@ -235,26 +238,24 @@ static void FN(depthwise_weight)(const void *problem, int64_t task, void *scratc
     for (int64_t g = g0; g < g1; g++, to += p->taps) {
         int64_t terms = 0; /* in a lane since the lanes were added up: long sums of one sign lose digits */
         for (int64_t k = 0; k < p->taps; k++) to[k] = 0;
-        for (int64_t n = piece * q->piece; n < last; n++)
-            for (int64_t i0 = 0; i0 < p->rows; i0 += p->block) {
-                const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
-                const int64_t plane = n * p->groups + g;
-                if (terms == 0) FN(fill)((p->taps + VL) * VL, sums, 0);
-                FN(find_rows)(&source, plane, i0 * p->sh + p->top, (rows - 1) * p->sh + K, x);
-                FN(find_rows)(&grads, plane, i0, rows, dy);
-                FN(depthwise_sums_of)[p->sh - 1][K / 2 - 1](p, rows, x, dy, mask, sums);
-                terms += rows * ((p->cols + VL - 1) / VL);
-                if (terms >= 256 || (n + 1 == last && i0 + p->block >= p->rows)) {
-                    for (int64_t k0 = 0; k0 < p->taps; k0 += VL) {
-                        V lanes[VL];
-                        UNROLL for (int l = 0; l < VL; l++) lanes[l] = *(const VU *)(sums + (k0 + l) * VL);
-                        T added[VL];
-                        *(VU *)added = FN(sum_each)(lanes);
-                        for (int64_t l = 0; l < VL && k0 + l < p->taps; l++) to[k0 + l] += added[l];
-                    }
-                    terms = 0;
-                }
+        for (int64_t number = piece * q->piece; number < last; number++) {
+            const int64_t plane = number / p->blocks * p->groups + g, i0 = number % p->blocks * p->block;
+            const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
+            if (terms == 0) FN(fill)((p->taps + VL) * VL, sums, 0);
+            FN(find_rows)(&source, plane, i0 * p->sh + p->top, (rows - 1) * p->sh + K, x);
+            FN(find_rows)(&grads, plane, i0, rows, dy);
+            FN(depthwise_sums_of)[p->sh - 1][K / 2 - 1](p, rows, x, dy, mask, sums);
+            terms += rows * ((p->cols + VL - 1) / VL);
+            if (terms < 256 && number + 1 < last) continue;
+            for (int64_t k0 = 0; k0 < p->taps; k0 += VL) {
+                V lanes[VL];
+                UNROLL for (int l = 0; l < VL; l++) lanes[l] = *(const VU *)(sums + (k0 + l) * VL);
+                T added[VL];
+                *(VU *)added = FN(sum_each)(lanes);
+                for (int64_t l = 0; l < VL && k0 + l < p->taps; l++) to[k0 + l] += added[l];
             }
+            terms = 0;
+        }
     }
 }
 #undef TALL

@@ -8,7 +8,10 @@
  *
  * The problem is cnnx_conv (forward and input gradient) or cnnx_conv_weight.
  */
-enum { FN(STRIP) = 20 * 1024 / sizeof(T) }; /* of the first level's 32 KiB */
+enum {
+    FN(STRIP) = 20 * 1024 / sizeof(T), /* of the first level's 32 KiB */
+    FN(MANY) = 1024,                   /* a depth beside which cnnx_stop costs nothing */
+};
 #define PHASES 8 /* most column phases; a larger stride is left to the implicit matrix product */
 
 static int FN(direct_plan)(cnnx_conv *p)
@@ -244,6 +247,7 @@ static void FN(pair_panel)(const cnnx_conv *p, const T *w, const int64_t *offset
     const int64_t tall = p->M == 1 ? 4 : p->M == 4 ? 1 : 2;
     for (int64_t i = 0;; i += tall) {
         if (i + tall > rows) i = rows > tall ? rows - tall : 0;
+        if (p->depth > FN(MANY) && cnnx_stop()) return;
         for (int64_t j = 0;; j += VL) {
             if (j + VL > p->cols) j = p->cols > VL ? p->cols - VL : 0;
             tiles[p->M - 1](p, w, offset, bias, rows - i, p->YW - 2 * j, strip + i * p->image_width + j,
@@ -267,6 +271,7 @@ static void FN(direct_panel)(const cnnx_conv *p, const T *w, const int64_t *offs
     const int64_t tall = mr == 1 && n <= 2 ? 4 / n : mr > 4 && n == 1 ? 2 : 1;
     for (int64_t i = 0;; i += tall) {
         if (i + tall > rows) i = rows > tall ? rows - tall : 0;
+        if (p->depth > FN(MANY) && cnnx_stop()) return;
         for (int64_t j = 0;; j += n * VL) {
             if (j + n * VL > p->cols) j = p->cols > n * VL ? p->cols - n * VL : 0;
             tiles[n - 1](p, w, offset, bias, mr, rows - i, p->cols - j, strip + i * p->image_width + j,
@@ -362,15 +367,25 @@ static const FN(sums_task) FN(sums_tasks)[12] = {
     FN(direct_sums_9), FN(direct_sums_10), FN(direct_sums_11), FN(direct_sums_12),
 };
 
-/* A task is one group's share of one piece of the batch; pieces depend on the shape alone. */
+/* A task is one group's share of one piece: of some images or, where they are fewer than tasks, of some blocks of
+ * rows, as long as they are worth a sum of their own and all sums stay below 4 Mi numbers. */
 static int FN(direct_weight_plan)(cnnx_conv_weight *w)
 {
     cnnx_conv *p = &w->conv;
     if (!FN(direct_plan)(p)) return 0;
-    int64_t pieces = (32 + p->groups - 1) / p->groups;
-    if (pieces > p->N) pieces = p->N;
-    w->piece = (p->N + pieces - 1) / pieces;
-    w->pieces = (p->N + w->piece - 1) / w->piece;
+    const int64_t wanted = (32 + p->groups - 1) / p->groups, sums = p->groups * p->M * p->depth;
+    const double image = (double)(p->rows * p->cols) * (double)(p->M * p->depth); /* multiply-adds: 2^22 are 50 us */
+    w->chunks = p->N * p->blocks;
+    if (wanted <= p->N) {
+        w->piece = (p->N + wanted - 1) / wanted * p->blocks;
+    } else {
+        int64_t parts = (wanted + p->N - 1) / p->N;
+        if ((double)parts > image / (1 << 22)) parts = (int64_t)(image / (1 << 22));
+        if (parts > (4 << 20) / (p->N * sums)) parts = (4 << 20) / (p->N * sums);
+        if (parts < 1) parts = 1;
+        w->piece = (p->blocks + parts - 1) / parts;
+    }
+    w->pieces = (w->chunks + w->piece - 1) / w->piece;
     w->tasks = w->pieces * p->groups;
     w->scratch = (size_t)(p->image_size + p->M * p->depth * VL + 16) * sizeof(T) +
                  (size_t)p->depth * sizeof(int64_t);
@@ -389,24 +404,25 @@ static void FN(direct_weight)(const void *problem, int64_t task, void *scratch)
     T *to = (q->pieces > 1 ? (T *)q->partial + piece * p->groups * size : (T *)q->grad) + g * size;
     FN(direct_offsets)(p, offset);
     for (int64_t k = 0; k < size; k++) to[k] = 0;
-    const int64_t last = (piece + 1) * q->piece < p->N ? (piece + 1) * q->piece : p->N;
+    const int64_t last = (piece + 1) * q->piece < q->chunks ? (piece + 1) * q->piece : q->chunks;
     int64_t terms = 0; /* summed up in a lane since the lanes were added up: long sums of one sign lose digits */
-    for (int64_t n = piece * q->piece; n < last; n++)
-        for (int64_t i0 = 0; i0 < p->rows; i0 += p->block) {
-            const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
-            if (terms == 0)
-                for (int64_t k = 0; k < size * VL; k++) sums[k] = 0;
-            FN(copy_rows)(p, n * p->groups + g, i0, rows, strip, 0);
-            for (int64_t m = 0; m < p->M; m++) {
-                const T *dy = (const T *)p->y + ((n * p->groups + g) * p->M + m) * plane + i0 * p->cols;
-                for (int64_t k = 0; k < p->depth; k += tile)
-                    FN(sums_tasks)[(p->depth - k < tile ? p->depth - k : tile) - 1](
-                        p, rows, dy, end, strip, offset + k, sums + (m * p->depth + k) * VL);
-            }
-            terms += rows * ((p->cols + VL - 1) / VL);
-            if (terms >= 256 || (n + 1 == last && i0 + p->block >= p->rows)) {
-                for (int64_t k = 0; k < size; k++) to[k] += FN(sum_lanes)(*(const VU *)(sums + k * VL));
-                terms = 0;
-            }
+    for (int64_t number = piece * q->piece; number < last; number++) {
+        const int64_t image = number / p->blocks * p->groups + g, i0 = number % p->blocks * p->block;
+        const int64_t rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
+        if (cnnx_stop()) return;
+        if (terms == 0)
+            for (int64_t k = 0; k < size * VL; k++) sums[k] = 0;
+        FN(copy_rows)(p, image, i0, rows, strip, 0);
+        for (int64_t m = 0; m < p->M; m++) {
+            const T *dy = (const T *)p->y + (image * p->M + m) * plane + i0 * p->cols;
+            for (int64_t k = 0; k < p->depth; k += tile)
+                FN(sums_tasks)[(p->depth - k < tile ? p->depth - k : tile) - 1](
+                    p, rows, dy, end, strip, offset + k, sums + (m * p->depth + k) * VL);
         }
+        terms += rows * ((p->cols + VL - 1) / VL);
+        if (terms >= 256 || number + 1 == last) {
+            for (int64_t k = 0; k < size; k++) to[k] += FN(sum_lanes)(*(const VU *)(sums + k * VL));
+            terms = 0;
+        }
+    }
 }

@@ -110,7 +110,7 @@ typedef struct {
     void *partial;                 /* pieces * groups*M*depth elements when pieces > 1, else NULL */
     /* set by the plans. conv_weight: chunks in a piece, and in all; the pixels of a chunk; where it finds its
      * numbers of x; rows and columns of the copy of an image's part, elements of it or of the patches. */
-    int64_t pieces, piece, chunks;
+    int64_t pieces, piece, chunks; /* a piece of chunks: direct and depthwise have blocks of rows for chunks */
     int64_t chunk_images, chunk_rows, chunk_cols, window_rows, window_cols, x_size;
     int source, swapped;           /* swapped: x and y, C and M have changed places, grad is (groups, depth, M) */
     int64_t extent_h, extent_w, step_h, step_w; /* what the taps reach over, the stride in the copy */
@@ -209,6 +209,10 @@ typedef struct {
 enum { CNNX_COLUMNS = 64 };
 
 typedef void (*cnnx_task)(const void *problem, int64_t task, void *scratch);
+
+/* watch.h. Whether the call is to end: a task that may take longer than some milliseconds asks now and then, and
+ * returns, whatever its output then is. It takes 30 ns, on Python's main thread. */
+int cnnx_stop(void);
 
 typedef struct {
     const char *isa;

@@ -138,6 +138,7 @@ static void FN(matmul)(const void *problem, int64_t task, void *scratch)
     if (bias)
         for (int64_t m = m0; m < m1; m++) FN(copy)(bias + n0, n1 - n0, (T *)p->out + m * p->N + n0);
     for (int64_t k0 = 0; k0 < p->K; k0 += KC) {
+        if (k0 && cnnx_stop()) return;
         const int64_t kc = p->K - k0 < KC ? p->K - k0 : KC;
         const int first = k0 == 0 && !bias, last = k0 + kc == p->K;
         for (int64_t m = m0; m < m1; m += MR)

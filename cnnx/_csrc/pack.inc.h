@@ -182,7 +182,8 @@ static void FN(pack_patches)(const cnnx_conv *p, int64_t g, int64_t q0, int64_t 
     for (int64_t q = q0; q < q1;) {
         const FN(run) r = FN(run_at)(p, q, q1);
         const T *x = (const T *)p->x + (r.n * p->groups + g) * p->C * plane;
-        for (int64_t t = 0; t < taps; t++) {
+        /* From the tap of k0 on, round and round: a large kernel has more of them than a block of the depth. */
+        for (int64_t s = 0, t = k0 % taps; s < taps && s < k1 - k0; s++, t = t + 1 == taps ? 0 : t + 1) {
             const int64_t h = r.i * p->sh + p->dh[t], w = r.j * p->sw + p->dw[t];
             int64_t lo = 0, hi = 0; /* pixels lo .. hi-1 of the run lie inside the image */
             if (h >= 0 && h < p->H) {

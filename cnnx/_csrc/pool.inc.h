@@ -22,18 +22,22 @@ static inline T FN(extent)(const cnnx_pool *p, int64_t i0, int64_t taps, int64_t
     return (T)(i0 + taps < end ? taps : end - i0);
 }
 
-/* The first of equal values wins, in row-major order, and so does the first NaN. */
-static void FN(max_plane)(const cnnx_pool *p, int64_t task)
+/* Whether a window takes so long that cnnx_stop costs nothing beside it. */
+static inline int FN(is_long)(const cnnx_pool *p) { return (double)p->kh * (double)p->kw > 4096; }
+
+/* The first of equal values wins, in row-major order, and so does the first NaN. Rows first .. end-1 of windows. */
+static void FN(max_plane)(const cnnx_pool *p, int64_t plane, int64_t first, int64_t end)
 {
-    const T *x = (const T *)p->x + task * p->H * p->W;
-    T *y = (T *)p->y + task * p->rows * p->cols;
-    int64_t *indices = p->indices ? p->indices + task * p->rows * p->cols : NULL;
-    for (int64_t i = 0; i < p->rows; i++) {
+    const T *x = (const T *)p->x + plane * p->H * p->W;
+    T *y = (T *)p->y + plane * p->rows * p->cols;
+    int64_t *indices = p->indices ? p->indices + plane * p->rows * p->cols : NULL;
+    for (int64_t i = first; i < end; i++) {
         int64_t i0 = i * p->sh - p->top, klo, khi;
         FN(taps_inside)(i0, p->dh, p->kh, p->H, &klo, &khi);
         for (int64_t j = 0; j < p->cols; j++) {
             int64_t j0 = j * p->sw - p->left, llo, lhi;
             FN(taps_inside)(j0, p->dw, p->kw, p->W, &llo, &lhi);
+            if (FN(is_long)(p) && cnnx_stop()) return;
             int64_t at = (i0 + klo * p->dh) * p->W + j0 + llo * p->dw;
             T best = x[at];
             for (int64_t k = klo; k < khi; k++)
@@ -51,11 +55,11 @@ static void FN(max_plane)(const cnnx_pool *p, int64_t task)
     }
 }
 
-static void FN(avg_plane)(const cnnx_pool *p, int64_t task)
+static void FN(avg_plane)(const cnnx_pool *p, int64_t plane, int64_t first, int64_t end)
 {
-    const T *x = (const T *)p->x + task * p->H * p->W;
-    T *y = (T *)p->y + task * p->rows * p->cols;
-    for (int64_t i = 0; i < p->rows; i++) {
+    const T *x = (const T *)p->x + plane * p->H * p->W;
+    T *y = (T *)p->y + plane * p->rows * p->cols;
+    for (int64_t i = first; i < end; i++) {
         int64_t i0 = i * p->sh - p->top, klo, khi;
         FN(taps_inside)(i0, 1, p->kh, p->H, &klo, &khi);
         const T height = FN(extent)(p, i0, p->kh, p->H + p->bottom, khi - klo);
@@ -63,6 +67,7 @@ static void FN(avg_plane)(const cnnx_pool *p, int64_t task)
             int64_t j0 = j * p->sw - p->left, llo, lhi;
             FN(taps_inside)(j0, 1, p->kw, p->W, &llo, &lhi);
             T sum = 0;
+            if (FN(is_long)(p) && cnnx_stop()) return;
             for (int64_t k = klo; k < khi; k++) {
                 const T *row = x + (i0 + k) * p->W + j0;
                 T part = 0; /* a sum of row sums: the error of a 7x7 window stays that of 7 + 7 terms */
@@ -123,6 +128,7 @@ FN(max_windows)(const int indexed, const int K, const int S, const cnnx_pool *p,
         FN(taps_inside)(h, dh, kh, p->H, &lo, &hi);
         for (int64_t j = 0;; j += VL, first += VL, mask += kw * VL) {
             j = FN(column_of)(j, cols);
+            if (!K && FN(is_long)(p) && cnnx_stop()) return;
             V best = {0};
             FN(integers) at = {0};
             const FN(integers) column = lane + (FN(integer))(j * sw - p->left);
@@ -187,6 +193,7 @@ FN(avg_windows)(const int K, const int S, const cnnx_pool *p, const T *const *ro
         const T height = FN(extent)(p, h, kh, p->H + p->bottom, hi - lo);
         for (int64_t j = 0;; j += VL, mask += kw * VL) {
             j = FN(column_of)(j, cols);
+            if (!K && FN(is_long)(p) && cnnx_stop()) return;
             V sum = {0};
             for (int64_t q = 0; q < kw; q += S ? S : 1) {
                 V part[2] = {{0}, {0}}, b[2];
@@ -363,15 +370,15 @@ static void FN(pool_plan)(cnnx_pool *p, int max)
 {
     const int64_t size = p->H * p->W; /* numbers of a task: microseconds */
     p->way = CNNX_PLAIN;
-    p->block = p->rows;
+    p->block = FN(share)(p->rows, 16384 / p->W / p->sh + 4);
     p->scratch = 0;
 #if defined(__GNUC__)
-    /* Places in the image are counted in integers of T's size. */
+    /* Indices are counted in integers of T's size. */
+    const int small = sizeof(T) == 8 || size < INT32_MAX || !(max && p->indices);
     if (!max && FN(is_whole)(p)) {
         p->way = CNNX_WHOLE;
-    } else if (p->cols > 1 && (sizeof(T) == 8 || size < INT32_MAX)) {
-        p->block = FN(share)(p->rows, 16384 / (p->W * p->sh) + 4);
-        if (FN(pool_sizes)(p)) p->way = CNNX_ROWS;
+    } else if (p->cols > 1 && small && FN(pool_sizes)(p)) {
+        p->way = CNNX_ROWS;
     }
 #endif
     p->blocks = (p->rows + p->block - 1) / p->block;
@@ -399,9 +406,9 @@ static ALWAYS_INLINE void FN(pool)(const int max, const cnnx_pool *p, int64_t ta
 #endif
     for (int64_t plane = first; plane < last; plane++)
         if (max)
-            FN(max_plane)(p, plane);
+            FN(max_plane)(p, plane, i0, i0 + count);
         else
-            FN(avg_plane)(p, plane);
+            FN(avg_plane)(p, plane, i0, i0 + count);
 }
 
 static void FN(max_pool)(const void *problem, int64_t task, void *scratch)

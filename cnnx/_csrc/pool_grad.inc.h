@@ -289,6 +289,7 @@ static void FN(avg_spread_plane)(const cnnx_pool *p, const T *grad, T *to, T *ro
     memset(to, 0, (size_t)(p->H * p->W) * sizeof(T));
     for (int64_t i = 0; i < p->rows; i++, grad += p->cols) {
         int64_t i0 = i * p->sh - p->top, klo, khi;
+        if (FN(is_long)(p) && cnnx_stop()) return;
         FN(taps_inside)(i0, 1, p->kh, p->H, &klo, &khi);
         const T height = FN(extent)(p, i0, p->kh, p->H + p->bottom, khi - klo);
         for (int64_t j = 0; j < p->W; j++) row[j] = 0;

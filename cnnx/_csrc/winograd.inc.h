@@ -317,6 +317,7 @@ static void FN(winograd)(const void *problem, int64_t task, void *scratch)
                                  l.v_plane, l.v_tile, l.v_part);
     for (int64_t s0 = first; s0 < last; s0 += p->m_step) {
         const int64_t s1 = s0 + p->m_step < last ? s0 + p->m_step : last;
+        if (cnnx_stop()) return;
         for (int64_t c0 = 0; c0 < p->C; c0 += p->c_step) {
             const int64_t c1 = c0 + p->c_step < p->C ? c0 + p->c_step : p->C;
             const T *packed = (const T *)p->packed + g * p->points * l.u_plane + s0 * p->parts * p->C * WN;

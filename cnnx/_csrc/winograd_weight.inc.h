@@ -149,6 +149,7 @@ static void FN(winograd_weight)(const void *problem, int64_t task, void *scratch
     const int form = FN(form)(p);
     const int64_t next = w->pieces > 1 || w->piece > 1 ? panel : 0;
     for (int64_t number = first; number < last; number++) {
+        if (cnnx_stop()) return;
         const FN(tiles) b = FN(tiles_at)(p, number);
         const int64_t tiles = (b.r1 - b.r0) * (b.c1 - b.c0);
         for (int64_t c = 0; c < x.channels; c += VL)
