@@ -66,7 +66,8 @@ fi
 if [ -n "${THREADS:-}" ]; then
     # At the same addresses each time, for the sanitizer knows no others; Python itself is not instrumented.
     export TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1
-    gcc $flags tests/pool_threads.c cnnx/_csrc/pool.c -o pool_threads && setarch -R ./pool_threads
+    gcc $flags tests/pool_threads.c cnnx/_csrc/pool.c -o pool_threads
+    setarch -R ./pool_threads
     LD_PRELOAD="$(gcc -print-file-name=libtsan.so)" exec setarch -R python -m pytest -p no:cacheprovider "$@"
 fi
 # Leaks are held by test_leaks: Python itself never gives all back at exit.
