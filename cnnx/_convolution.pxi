@@ -3,13 +3,13 @@
 Included by ``_kernels.pyx``, whose loop, memory and kernel table it uses.
 """
 
-cdef bint winograd_on = True
+cdef cnnx_shared winograd_on = True
 
 
 def set_winograd(bint on):
     """Allow Winograd's algorithm, or not; the answer is what held before."""
     global winograd_on
-    before = winograd_on
+    cdef bint before = winograd_on
     winograd_on = on
     return before
 
@@ -25,7 +25,7 @@ cdef enum:
 
 ALGORITHMS = ("by shape", "winograd", "depthwise", "lanes", "direct", "broadcast", "gemm")
 
-cdef int wanted = BY_SHAPE, ran = BY_SHAPE
+cdef cnnx_shared wanted = BY_SHAPE, ran = BY_SHAPE
 
 
 def use_algorithm(name):
@@ -116,15 +116,18 @@ cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, 
     cdef cnnx_conv key = p[0]
     cdef _Block packed
     key.x = key.bias = key.y = key.packed = key.dh = key.dw = key.w_tap = NULL
-    if (kept is not None and kept.packed is not None and kept.kernels == k and kept.pack == pack
-            and memcmp(&kept.key, &key, sizeof(cnnx_conv)) == 0):
-        return kept.packed
+    if kept is not None:
+        with cython.critical_section(kept):  # without a GIL another thread may be changing it
+            if (kept.packed is not None and kept.kernels == k and kept.pack == pack
+                    and memcmp(&kept.key, &key, sizeof(cnnx_conv)) == 0):
+                return kept.packed
     packed = take(<size_t>p.packed_size * (8 if k == tables[1] else 4))
     p.packed = packed.data
     if p.packed_size:
         run(pack, p, p.groups * p.panels, 0, min(threads, threads_for(MOVE * p.packed_size)))
     if kept is not None:
-        kept.kernels, kept.pack, kept.key, kept.packed, kept.weight = k, pack, key, packed, weight
+        with cython.critical_section(kept):
+            kept.kernels, kept.pack, kept.key, kept.packed, kept.weight = k, pack, key, packed, weight
     return packed
 
 

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: embedsignature=True, embedsignature.format=python
+# cython: embedsignature=True, embedsignature.format=python, freethreading_compatible=True
 """The compiled backend: the boundary between NumPy arrays and the kernels in C, and every thread.
 
 Each function fills in a *problem* (a C struct, see ``_csrc/kernels.h``), lets the kernel table of the
@@ -9,6 +9,7 @@ the arguments.
 """
 
 import os
+import sys
 import threading
 
 from cnnx import _threads
@@ -50,7 +51,9 @@ cdef extern from *:
     #if defined(_MSC_VER) && !defined(__clang__)
     #include <intrin.h>
     static int64_t cnnx_add(int64_t *counter, int64_t n) { return _InterlockedExchangeAdd64(counter, n); }
+    typedef volatile int cnnx_shared;
     #else
+    typedef _Atomic int cnnx_shared;
     static int64_t cnnx_add(int64_t *counter, int64_t n)
     {
         return __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
@@ -62,6 +65,7 @@ cdef extern from *:
     const char *CNNX_COMPILER
     const char *CNNX_FLAGS
     int64_t cnnx_add(int64_t *counter, int64_t n) nogil
+    ctypedef int cnnx_shared  # that Python's threads may set while others read it, where there is no GIL
 
 
 # ---------------------------------------------------------------- instruction sets
@@ -160,13 +164,17 @@ cdef int openmp_at_import = cnnx_openmp_threads()
 
 
 def _most_threads():
-    """The most threads that OpenMP leaves us: 1 where there is none, fewer while it is limited.
+    """The most threads that OpenMP leaves us: 1 where there is none, fewer while threadpoolctl limits it.
 
-    threadpoolctl and omp_set_num_threads lower OpenMP's number for the calling thread. Its number
+    That lowers OpenMP's number for the calling thread, which is all that there is to see. Another
+    library may do the same for itself, where both have one OpenMP: torch.set_num_threads does, with
+    every libgomp of that name. So the number means us only where threadpoolctl is loaded. What it was
     at import is no limit: the user may ask cnnx for more threads than there are CPUs.
     """
+    if cnnx_openmp == 0:
+        return 1
     cdef int now = cnnx_openmp_threads()
-    return now if now < openmp_at_import or cnnx_openmp == 0 else _threads.MOST
+    return now if now < openmp_at_import and "threadpoolctl" in sys.modules else _threads.MOST
 
 
 _threads.most_threads = _most_threads

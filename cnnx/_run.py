@@ -206,7 +206,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        assert self.checkpoint is not None
+        assert self.checkpoint is not None  # or nobody would call  # nosec B101
         write_tree(self.checkpoint, {"training": self._identity(), **self._state()})
 
     def _state(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Run:
 
         ValueError where the file is damaged, or not of such a run.
         """
-        assert self.checkpoint is not None
+        assert self.checkpoint is not None  # or nobody would call  # nosec B101
         tree = read_tree(self.checkpoint)
         where = f"checkpoint {os.fsdecode(self.checkpoint)}"
         mine, theirs = self._identity(), tree.get("training")

@@ -197,8 +197,8 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Return how many threads the kernels use.
 
-    It is 1 where they were built without OpenMP, and fewer than what was set while OpenMP itself is
-    limited, by threadpoolctl for example.
+    It is 1 where they were built without OpenMP, and fewer than what was set while threadpoolctl
+    limits OpenMP.
 
     Examples
     --------

@@ -59,3 +59,14 @@ def with_weights(path: Path, seed: int = 0) -> bytes:
     del model.graph.node[:]
     model.graph.node.extend(kept)
     return model.SerializeToString()
+
+
+def onnxruntime_of(data: bytes, x: np.ndarray) -> np.ndarray:
+    """Return what ONNX Runtime gives for a model of one input and one output."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # whose threads would go on waiting on all cores
+    session = onnxruntime.InferenceSession(data, options)
+    (result,) = session.run(None, {session.get_inputs()[0].name: x})
+    return result

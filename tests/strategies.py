@@ -33,6 +33,13 @@ def described(case: Any) -> str:
     return f"{type(case).__name__}({', '.join(fields)})"
 
 
+def called(case: Any, *names: str, **options: Any) -> dict[str, Any]:
+    """The named fields of a case as options of a call, and its `pads` in the form of an option."""
+    top, bottom, left, right = case.pads
+    fields = {name: getattr(case, name) for name in names}
+    return {"padding": ((top, bottom), (left, right)), **fields, **options}
+
+
 def exact_high(terms: int) -> int:
     """The largest whole numbers whose sum of so many products is exact in float32."""
     return max(1, min(1000, isqrt(2**24 // (terms + 1)) - 1))
@@ -101,14 +108,7 @@ class Conv(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """As conv2d wants them."""
-        top, bottom, left, right = self.pads
-        return {
-            "stride": self.stride,
-            "padding": ((top, bottom), (left, right)),
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "padding_mode": self.mode,
-        }
+        return called(self, "stride", "dilation", "groups", padding_mode=self.mode)
 
     @property
     def geometry(self) -> tuple[Any, ...]:
@@ -249,13 +249,7 @@ class Pool(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """As both poolings want them."""
-        top, bottom, left, right = self.pads
-        return {
-            "pool_size": self.window,
-            "stride": self.stride,
-            "padding": ((top, bottom), (left, right)),
-            "ceil_mode": self.ceil_mode,
-        }
+        return called(self, "stride", "ceil_mode", pool_size=self.window)
 
 
 LARGE_WINDOWS = st.one_of(

@@ -66,6 +66,7 @@ def test_python_in_pages_is_run(page: Path) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook(notebook: Path, quiet_place: Path) -> None:
     """In Jupyter where it is installed, as plain Python elsewhere."""
+    shutil.copy(ROOT / "examples" / "lenet5.npz", quiet_place)
     if find_spec("nbclient") and find_spec("ipykernel"):
         run_in_jupyter(notebook, quiet_place)
         return

@@ -75,6 +75,14 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "depthwise": (_IMAGE, (4, 1, 3, 3), {"padding": 1, "groups": 4}),
     "depthwise_strided": (_IMAGE, (4, 1, 3, 3), {"padding": 1, "groups": 4, "stride": 2}),
     "depthwise_large": (_IMAGE, (4, 1, 5, 5), {"padding": 2, "groups": 4}),
+    # Vectors of channels: of depthwise images up to 7 wide, and of filters.
+    "depthwise_channels": ((2, 21, 5), (21, 1, 3, 3), {"padding": 1, "groups": 21}),
+    "depthwise_channels_strided": (
+        (2, 21, 5),
+        (21, 1, 5, 5),
+        {"padding": 2, "groups": 21, "stride": 2},
+    ),
+    "one_by_one_strided": (_IMAGE, (33, 4, 1, 1), {"stride": 2}),
     "grouped_dilated": (_IMAGE, (6, 2, 3, 3), {"padding": 2, "groups": 2, "dilation": 2}),
     "far_taps": (
         (2, 3, 4),

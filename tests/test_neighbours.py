@@ -41,3 +41,22 @@ def test_same_bits_in_turns_with(name: str, first: bool, tmp_path: Path) -> None
     together = printed(CODE.format(imports=imports, work=WORK[name]), tmp_path, PYTHONHASHSEED="0")
     alone = printed(CODE.format(imports="import cnnx", work="pass"), tmp_path, PYTHONHASHSEED="0")
     assert together == alone
+
+
+@needs_kernels
+@pytest.mark.parametrize("imports", ["import torch, cnnx", "import cnnx, torch"])
+def test_threads_of_torch_are_its_own(imports: str, tmp_path: Path) -> None:
+    """Built against the system's libgomp, cnnx has one OpenMP with it; a wheel has its own."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    code = f"""
+{imports}
+cnnx.set_num_threads(2)
+torch.set_num_threads(1)
+print(cnnx.get_num_threads(), cnnx._kernels.build_info()["openmp"] > 0)
+cnnx.set_num_threads(3)
+print(torch.get_num_threads())
+"""
+    ours, theirs = printed(code, tmp_path, OMP_NUM_THREADS="2").splitlines()
+    assert ours in ("2 True", "1 False")
+    assert theirs == "1"

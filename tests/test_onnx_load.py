@@ -8,7 +8,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 
 import cnnx  # noqa: E402
-from tests.onnx_models import LIGHT, with_weights  # noqa: E402
+from tests.onnx_models import LIGHT, onnxruntime_of, with_weights  # noqa: E402
 
 # A sum of K products in float32 is off by about sqrt(K) * 6e-8 of its size; through the 121 layers
 # of a DenseNet both libraries stay within this of one another, relative to the largest output.
@@ -38,11 +38,10 @@ def test_a_known_net_gives_its_stored_output(name):
     "name", [name for name in NETS if not name.endswith(("vgg19", "alexnet", "zfnet512"))]
 )
 def test_a_known_net_with_random_weights_agrees_with_onnxruntime(name):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     data = with_weights(LIGHT / f"{name}.onnx")
     x = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
-    session = onnxruntime.InferenceSession(data)
-    (want,) = session.run(None, {session.get_inputs()[0].name: x})
+    want = onnxruntime_of(data, x)
     graph = cnnx.onnx.load(data)
     assert np.ptp(want) > 1e-3  # else the comparison would say nothing
     assert np.abs(graph(x) - want).max() <= CLOSE * np.abs(want).max()

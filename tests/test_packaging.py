@@ -8,6 +8,8 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
+import sys
+import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import KERNELS, needs_kernels
 from fresh import printed
 
 import cnnx
@@ -50,6 +53,28 @@ def test_changelog() -> None:
         assert release, heading
         versions.append(tuple(map(int, release.groups())))
     assert versions == sorted(set(versions), reverse=True)
+
+
+# ---------------------------------------------------------------------------- the module
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
+@needs_kernels
+@pytest.mark.skipif(not FREE_THREADED, reason="this Python always has its lock")
+def test_python_stays_without_its_lock(tmp_path: Path) -> None:
+    # It comes back, for the whole process, where a module does not say that it needs none.
+    code = "import sys, cnnx; print(sys._is_gil_enabled())"
+    assert printed(code, tmp_path, PYTHON_GIL="") == "False"
+
+
+@needs_kernels
+@pytest.mark.skipif(
+    sys.platform == "win32" or sys.implementation.name != "cpython" or sys.version_info < (3, 11),
+    reason="its file's name does not tell, or there is no limited API",
+)
+def test_one_module_for_every_python() -> None:
+    assert ("abi3" in Path(KERNELS.__file__).suffixes[0]) is not FREE_THREADED
 
 
 # ---------------------------------------------------------------------------- names

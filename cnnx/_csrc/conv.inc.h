@@ -411,7 +411,7 @@ static void FN(pack_pixels)(const FN(job) *o, const cnnx_conv *p, int64_t q0, in
     if (p->source != CNNX_PATCHES) {
         const T *end = (const T *)p->x + p->N * p->groups * p->C * p->H * p->W;
         count = FN(find_moves)(p, &o->span, q0, q1, moves);
-        if (p->source == CNNX_PLANES && end - (source + o->offset[kc - 1] + moves[count - 1].at) < VL)
+        if (count && p->source == CNNX_PLANES && end - (source + o->offset[kc - 1] + moves[count - 1].at) < VL)
             count = 0; /* a vector would reach past the end of x */
     }
     if (count) {

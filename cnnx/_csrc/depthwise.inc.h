@@ -158,7 +158,7 @@ static void FN(depthwise)(const void *problem, int64_t task, void *scratch)
     const FN(depthwise_rows) tile = FN(depthwise_tiles)[p->sh - 1][tall == 4][K / 2 - 1];
     const FN(rows_of) source = {p->x, planes * p->H * p->W, p->H, p->W, p->left, p->image_width, spare};
     const T *end = (T *)p->y + ((last - 1) * p->rows + i0 + count) * p->cols;
-    int64_t order[49];
+    int64_t order[49] = {0};
     for (int64_t t = 0; t < p->taps; t++) order[(p->dh[t] - p->top) * K + p->dw[t] - p->left] = p->w_tap[t];
     FN(fill)(p->image_width, spare, 0);
     FN(column_masks)(p->cols, p->sw, 1, p->left, p->W, K, 0, mask);

@@ -206,7 +206,7 @@ static int FN(channels_plan)(cnnx_conv *p, int back)
     if (p->groups < VL || p->cols > widest || (back && VECTOR_BYTES < 64)) return 0;
     const FN(channels) g = FN(channels_of)(p, back);
     const double bytes = ((double)g.tall * (double)g.wide + (double)g.rows * (double)g.across) * VECTOR_BYTES;
-    if (bytes > FN(CHANNELS_MOST)) return 0;
+    if (bytes > (double)FN(CHANNELS_MOST)) return 0;
     const int64_t most = 8192 / (VL * (g.H * g.W > g.rows * g.cols ? g.H * g.W : g.rows * g.cols));
     const int64_t vectors = (p->groups + VL - 1) / VL;
     p->c_step = VL;

@@ -150,12 +150,13 @@ static void FN(cross_entropy)(const void *problem, int64_t task, void *scratch)
         p->loss[task] = shift - (double)x[label];
         return;
     }
+    const int64_t label = p->labels ? p->labels[task] : -1;
     const T *table = p->labels ? NULL : (const T *)p->grad + task * p->classes;
     double loss = 0, total = 0;
     for (int64_t pass = 0; pass < 2; pass++) { /* the gradient needs the total */
         const T scale = (T)(total / (sum * rows));
         for (int64_t k = 0; k < p->classes; k++) {
-            const double wanted = kept * (table ? (double)table[k] : k == p->labels[task]) + even;
+            const double wanted = kept * (table ? (double)table[k] : k == label) + even;
             if (pass) {
                 y[k] = y[k] * scale - (T)(wanted / rows);
             } else {

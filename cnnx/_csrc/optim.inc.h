@@ -9,7 +9,7 @@ static inline int64_t FN(optim_some)(const cnnx_optim *p, int64_t task)
 }
 
 /* Without decay an infinite parameter does not spoil its gradient. */
-#define DECAYED(value) (decay ? grad[i] + decay * (value) : grad[i])
+#define DECAYED(value) (decay != 0 ? grad[i] + decay * (value) : grad[i])
 
 static void FN(sgd)(const void *problem, int64_t task, void *scratch)
 {

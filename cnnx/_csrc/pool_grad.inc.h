@@ -224,7 +224,7 @@ static void FN(pool_grad_plan)(cnnx_pool *p, int max)
         const int64_t down = p->H - 2 * p->rows, right = p->W - 2 * p->cols;
         if (!small || down * down > 1 || right * right > 1) return;
         const double scratch = 4.0 * (double)(p->cols + 6 * VL) * sizeof(T);
-        if (scratch > CNNX_SCRATCH) return;
+        if (scratch > (double)CNNX_SCRATCH) return;
         p->way = CNNX_PAIRS;
         p->scratch = 4 * (size_t)FN(strip)(p) * sizeof(T);
     } else if (FN(is_whole)(p)) {

@@ -41,7 +41,8 @@ def load(path: str | os.PathLike[str]) -> Dataset:
         ``x_test``, ``y_test``), or a folder with the four IDX files ``train-images-idx3-ubyte``,
         ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``
         (``train-images.idx3-ubyte`` is understood as well), each gzipped (``.gz``) or not. A
-        folder that has folders of pictures in their place is read by :func:`image_folder`.
+        folder that has folders of pictures in their place is read by
+        :func:`cnnx.data.image_folder`.
 
     Returns
     -------

@@ -151,7 +151,7 @@ def center_crop(x: Array, size: IntOrPair) -> Array:
 
 
 def mean_std(x: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean and the standard deviation of each channel, for :func:`normalize`.
+    """Return the mean and the standard deviation of each channel, for :func:`cnnx.data.normalize`.
 
     Parameters
     ----------

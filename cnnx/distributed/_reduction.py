@@ -29,17 +29,18 @@ class TreeSum:
     """The sum of arrays that come one after the other, 2**n of them in all."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
         self._partial: list[Array] = []  # of ever smaller branches
 
     def add(self, array: Array) -> None:
-        """Take the next one; the array must not change any more."""
-        self.count += 1
-        branch = self.count
+        """Take the next one. A layer may write its next gradient into the same array."""
+        self._count += 1
+        branch, total = self._count, array
         while branch % 2 == 0:  # it completes a branch, and perhaps the one around that
-            array = self._partial.pop() + array
+            self._partial[-1] += total
+            total = self._partial.pop()
             branch //= 2
-        self._partial.append(array)
+        self._partial.append(total.copy() if total is array else total)
 
     def result(self) -> Array:
         """Return the sum."""
@@ -93,6 +94,7 @@ class _Slot:
     bucket: _Bucket
     place: Array  # in the bucket's array, with the parameter's shape
     sum: TreeSum = field(default_factory=TreeSum)
+    came: int = 0
 
 
 @dataclass
@@ -159,7 +161,7 @@ class Buckets:
     def begin(self) -> None:
         """Forget the last step's gradients."""
         for slot in self._slots.values():
-            slot.sum = TreeSum()
+            slot.sum, slot.came = TreeSum(), 0
         for bucket in self._buckets:
             bucket.missing = bucket.slots
         self._started = 0
@@ -167,16 +169,17 @@ class Buckets:
     def put(self, name: str, shard: int, grad: Array) -> None:
         """Take a gradient of this rank's shard so and so, unless it is there already."""
         slot = self._slots.get(name)
-        if slot is None or slot.sum.count > shard:
+        if slot is None or slot.came > shard:
             return
         if grad.shape != slot.place.shape:
             raise ValueError(
                 f"grads[{name!r}] is of shape {grad.shape}, expected shape {slot.place.shape}"
             )
-        # A copy where it must last: a layer may write its next gradient into the same array.
-        slot.sum.add(grad.astype(slot.place.dtype, copy=self._shards > 1))
-        if slot.sum.count == self._shards:
-            slot.place[...] = slot.sum.result()
+        slot.came += 1
+        if self._shards > 1:
+            slot.sum.add(grad.astype(slot.place.dtype, copy=False))
+        if slot.came == self._shards:
+            slot.place[...] = slot.sum.result() if self._shards > 1 else grad
             slot.bucket.missing -= 1
 
     def progress(self) -> bool:
@@ -202,7 +205,7 @@ class Buckets:
     def finish(self) -> Iterator[tuple[str, Array]]:
         """Wait for all buckets; yield the gradients, whose arrays the next step uses again."""
         for name, slot in self._slots.items():
-            if slot.sum.count != self._shards:
+            if slot.came != self._shards:
                 raise ValueError(f"grads[{name!r}] is missing, expected shape {slot.place.shape}")
         while not self.progress():
             time.sleep(0)  # where ranks share a core, the others need it to come here

@@ -62,7 +62,7 @@ class WeightedLayer(Layer):
 
     def _keep(self, grad_x: Array | None, weight: Array | None, bias: Array | None) -> Array:
         """Put the gradients of weight and bias into `grads`, and return that of x, if any."""
-        assert weight is not None  # `_need` says so
+        assert weight is not None  # `_need` says so  # nosec B101
         self.grads["weight"] = weight
         if bias is not None:
             self.grads["bias"] = bias

@@ -23,7 +23,8 @@ def integers(values: Any) -> list[int]:
     return [int(value) for value in np.asarray(values).reshape(-1)]
 
 
-def _axes(node: Node, given: Array | None) -> list[int] | None:
+def axes_of(node: Node, given: Array | None) -> list[int] | None:
+    """Return `axes`, an input or an attribute; None where it is left out."""
     axes = node.get("axes") if given is None else given
     return None if axes is None else integers(axes)
 
@@ -128,7 +129,7 @@ def squeeze(node: Node) -> Run:
     """Without some dimensions of size 1."""
 
     def run(x: Array, given: Array | None = None) -> Array:
-        axes = _axes(node, given)
+        axes = axes_of(node, given)
         return np.squeeze(x, None if axes is None else tuple(_normal(axes, x.ndim)))
 
     return run
@@ -138,7 +139,7 @@ def unsqueeze(node: Node) -> Run:
     """With more dimensions of size 1."""
 
     def run(x: Array, given: Array | None = None) -> Array:
-        axes = _axes(node, given) or []
+        axes = axes_of(node, given) or []
         return np.expand_dims(x, tuple(_normal(axes, x.ndim + len(axes))))
 
     return run
@@ -300,7 +301,7 @@ def reduce_mean(node: Node) -> Run:
     keep, nothing = bool(node.get("keepdims", 1)), bool(node.get("noop_with_empty_axes", 0))
 
     def run(x: Array, given: Array | None = None) -> Any:
-        axes = _axes(node, given)
+        axes = axes_of(node, given)
         if not axes:
             if nothing:
                 return x

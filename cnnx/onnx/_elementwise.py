@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cnnx import _dispatch
 from cnnx import functional as F
-from cnnx.functional._activation import add as add_arrays
+from cnnx.functional._arguments import empty
 from cnnx.onnx._images import Run
 from cnnx.onnx._program import Array, Node
 
@@ -45,13 +46,21 @@ def add(node: Node) -> Run:
 
     def run(first: Array, *others: Array, out: Array | None = None) -> Any:
         for number, other in enumerate(others):
-            last = number == len(others) - 1
-            if last and activation and first.shape == other.shape and first.dtype == other.dtype:
-                return add_arrays(first, other, activation)
+            if activation and number == len(others) - 1 and _alike(first, other):
+                to = empty(first.shape, first) if out is None else out
+                _dispatch.backend().add(first, other, activation, to)
+                return to
             first = np.add(first, other, out=out)
-        return F.relu(first) if activation else first
+        return np.maximum(first, 0, out=out) if activation else first
 
     return run
+
+
+def _alike(x: Array, y: Array) -> bool:
+    """Whether the kernel of sums takes two arrays."""
+    return (
+        x.shape == y.shape and x.dtype is y.dtype and x.flags.c_contiguous and y.flags.c_contiguous
+    )
 
 
 def div(node: Node) -> Run:
@@ -103,6 +112,16 @@ def relu(x: Array) -> Array:
     return F.relu(x) if x.dtype.kind == "f" else np.maximum(x, 0)
 
 
+def erf(node: Node) -> Run:
+    """The error function, from the kernel of gelu: erf(x) = 2 gelu(z) / z - 1, z = sqrt(2) x."""
+
+    def run(x: Array) -> Any:
+        z = np.clip(x * np.sqrt(2).astype(x.dtype), -30, 30)  # beyond, it is 1 to the last bit
+        return np.where(z == 0, z, 2 * F.gelu(z) / np.where(z == 0, 1, z) - 1)
+
+    return run
+
+
 def leaky_relu(node: Node) -> Run:
     """x, or alpha * x where x is negative."""
     alpha = float(node.get("alpha", 0.01))
@@ -114,11 +133,18 @@ def prelu(node: Node) -> Run:
 
     def run(x: Array, slope: Array) -> Array:
         low = np.minimum(x, 0)
-        low *= slope
+        low *= slopes(node, x, slope)
         low += np.maximum(x, 0)
         return low
 
     return run
+
+
+def slopes(node: Node, x: Array, slope: Array) -> Array:
+    """Return the slopes in a shape that x's broadcasts; before operator set 7 one a channel."""
+    if node.opset >= 7 or slope.ndim != 1:
+        return slope
+    return slope.reshape(-1, *[1] * (x.ndim - 2))
 
 
 def clip(node: Node) -> Run:

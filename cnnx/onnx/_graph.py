@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from cnnx.functional import _arguments as check
 from cnnx.functional._arguments import described
 from cnnx.layers.base import Layer
+from cnnx.onnx._fold import fold_constants
+from cnnx.onnx._fuse import fuse
+from cnnx.onnx._gradients import GRADIENTS, Call
 from cnnx.onnx._operators import compiled
-from cnnx.onnx._optimise import fold_constants
+from cnnx.onnx._plan import Plan, call
 from cnnx.onnx._program import Array, Input, Node, Program
 from cnnx.onnx._read import read
 
@@ -24,8 +29,7 @@ _TRAINED = {
     "PRelu": (1,),
 }
 _STATISTICS = {"BatchNormalization": (3, 4)}
-# What a node may raise for arrays that do not fit it.
-_FAULTS = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError)
+_PLANS = 16  # shapes of inputs whose plans a frozen graph keeps
 
 
 def load(source: Any) -> Graph:
@@ -88,52 +92,135 @@ class Graph(Layer):
                     if constant is not None and constant.dtype.kind == "f":
                         arrays[name] = constant
         self.grads.update({name: np.zeros_like(array) for name, array in self.params.items()})
+        self._compile()
+
+    def _compile(self) -> None:
         self._steps: list[tuple[Node, Callable[..., Any]]] = [
-            (node, compiled(node)) for node in program.nodes
+            (node, compiled(node)) for node in self._program.nodes
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the functions made of the nodes, and what they kept."""
+        return {**vars(self), "_steps": None, "_kept": None, "_saved": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the functions again."""
+        vars(self).update(state)
+        self._compile()
 
     def forward(self, *inputs: Array) -> Any:
         """Return the output for the inputs, or a tuple where there are several outputs."""
-        values = self._given(inputs)
-        for node, run in self._steps:
-            try:
-                results = run(*[values[name] for name in node.inputs])
-            except _FAULTS as error:
-                raise ValueError(f"{node}: {error}") from error
-            if type(results) is not tuple:
-                results = (results,)
-            for name, result in zip(node.outputs, results):  # noqa: B905
-                values[name] = result if type(result) is np.ndarray else np.asarray(result)
-        self._saved = (values,)
-        found = tuple(values[name] for name in self.outputs)
+        given = self._checked(inputs)
+        found = self._infer(given) if self.frozen else self._run(given)
         return found if len(found) > 1 else found[0]
+
+    def _run(self, given: list[Array]) -> tuple[Array, ...]:
+        """Run node by node, and keep every array for backward."""
+        values: dict[str, Any] = {"": None, **self._program.constants}
+        values.update(self.params)
+        values.update(self.buffers)
+        values.update(zip(self.inputs, given, strict=True))
+        for node, run in self._steps:
+            results = call(node, run, [values[name] for name in node.inputs])
+            values.update(zip(node.outputs, results, strict=False))
+        self._saved = (values,)
+        return tuple(values[name] for name in self.outputs)
+
+    def _infer(self, given: list[Array]) -> tuple[Array, ...]:
+        """Run the plan for these shapes, which is made now where there is none."""
+        self._saved = None
+        if self._kept is None:
+            constants = {**self._program.constants, **self.params, **self.buffers}
+            program = fuse(replace(self._program, constants=constants))
+            self._kept = program, [compiled(node) for node in program.nodes], {}
+        program, runs, plans = self._kept
+        key = tuple((array.shape, array.dtype.char) for array in given)
+        known: Plan | None = plans.get(key)
+        if known is not None:
+            return known.run(given)
+        plan = Plan(program, runs, given)
+        found, plan.results = plan.results, ()
+        if plan.repeats:
+            if len(plans) >= _PLANS:
+                plans.clear()
+            plans[key] = plan
+        return found
 
     def __call__(self, *inputs: Array) -> Any:
         """Return the output for the inputs: the same as :meth:`forward`."""
         return self.forward(*inputs)
 
     def backward(self, grad_out: Any) -> Any:
-        """Return the gradient of the input, or a tuple of the inputs' gradients."""
-        raise NotImplementedError
+        """Return the gradient of the input, or a tuple of the inputs' gradients; fill `grads`.
 
-    def _given(self, inputs: Sequence[Array]) -> dict[str, Any]:
-        """Return what is there before the first node runs: inputs and constants by name."""
+        Parameters
+        ----------
+        grad_out : ndarray, or a tuple of them
+            The gradients of the outputs of the last :meth:`forward`, each in its shape.
+
+        Raises
+        ------
+        NotImplementedError
+            If a gradient reaches an operator that has none here.
+        """
+        (values,) = self._recall()
+        given = grad_out if isinstance(grad_out, tuple) else (grad_out,)
+        if len(given) != len(self.outputs):
+            raise TypeError(f"{len(given)} gradients are given, expected {len(self.outputs)}")
+        grads: dict[str, Any] = {}
+        for name, grad in zip(self.outputs, given, strict=True):
+            _put(grads, name, check.floating("grad_out", grad, values[name].shape))
+        images = [
+            value.name for value in self._program.inputs if values[value.name].dtype.kind == "f"
+        ]
+        wanted = {*self.params, *(images if self.needs_input_grad else ())}
+        for node in self._program.nodes:
+            if not wanted.isdisjoint(node.inputs):
+                wanted.update(node.outputs)
+        for node in reversed(self._program.nodes):
+            outs = [grads.pop(name, None) for name in node.outputs]
+            need = [name in wanted and values[name].dtype.kind == "f" for name in node.inputs]
+            if not any(need) or all(grad is None for grad in outs):
+                continue
+            if node.op not in GRADIENTS:
+                raise NotImplementedError(f"{node}: cnnx has no gradient of this operator")
+            inputs = [values[name] for name in node.inputs]
+            outputs = [values.get(name) for name in node.outputs]
+            for name, needed, grad in zip(
+                node.inputs,
+                need,
+                GRADIENTS[node.op](node)(Call(outs, inputs, outputs, need)),
+                strict=False,
+            ):
+                if needed and grad is not None:
+                    _put(grads, name, grad)
+        for name, param in self.params.items():
+            self.grads[name] = grads[name] if name in grads else np.zeros_like(param)
+        if not self.needs_input_grad:
+            return None
+        found = tuple(
+            grads[name] if name in grads else np.zeros_like(values[name]) for name in images
+        )
+        return found if len(found) > 1 else found[0]
+
+    def _checked(self, inputs: Sequence[Array]) -> list[Array]:
+        """Return the inputs in the form that the nodes take."""
         expected = self._program.inputs
         if len(inputs) != len(expected):
             names = ", ".join(value.name for value in expected)
             raise TypeError(f"{len(inputs)} inputs are given, expected {len(expected)}: {names}")
-        values: dict[str, Any] = {"": None, **self._program.constants}
-        values.update(self.params)
-        values.update(self.buffers)
-        for value, array in zip(expected, inputs, strict=True):
-            values[value.name] = _checked(value, array)
-        return values
+        return [_checked(value, array) for value, array in zip(expected, inputs, strict=True)]
 
     def __repr__(self) -> str:
         """Inputs, outputs and how many nodes there are."""
         shapes = ", ".join(f"{name}: {shape}" for name, shape in self.input_shapes.items())
         count = len(self._program.nodes)
         return f"Graph({shapes} -> {', '.join(self.outputs)}; {count} nodes)"
+
+
+def _put(grads: dict[str, Any], name: str, grad: Array) -> None:
+    """Add a gradient to those that came to a name by other ways."""
+    grads[name] = grads[name] + grad if name in grads else np.ascontiguousarray(grad)
 
 
 def _checked(value: Input, array: Any) -> Array:

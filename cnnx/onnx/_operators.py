@@ -26,6 +26,7 @@ OPERATORS: dict[str, Callable[[Node], Run]] = {
     "ConvTranspose": images.conv_transpose,
     "Div": elementwise.div,
     "Dropout": arrays.identity,
+    "Erf": elementwise.erf,
     "Exp": elementwise.ufunc,
     "Expand": arrays.expand,
     "Flatten": arrays.flatten,
@@ -76,5 +77,7 @@ def compiled(node: Node) -> Run:
     make = OPERATORS.get(node.op) or FUSED[node.op]
     try:
         return make(node)
-    except (TypeError, KeyError, OverflowError) as error:  # an attribute of another kind
+    except (TypeError, KeyError, OverflowError, ValueError) as error:
+        if str(error).startswith(str(node)):
+            raise
         raise ValueError(f"{node} has attributes that it cannot have: {error!r}") from error

@@ -18,7 +18,9 @@ from cnnx.functional._arguments import described
 from cnnx.onnx._operators import OPERATORS
 from cnnx.onnx._program import Array, Input, Node, Program, in_order, needed, require_room
 
-_LATEST = 26  # the newest operator set whose definitions were read for this
+_OPSETS = (6, 28)  # 28 is the newest whose definitions were compared with what is done here
+# Before operator set 7 these had no broadcasting but one by attributes.
+_BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow")
 # By the numbers of TensorProto.DataType: the types that operators of this package take, as a file
 # has them. float16, bfloat16, complex numbers, strings and the types of quantised nets are missing.
 DTYPES = {
@@ -95,8 +97,9 @@ def _require_known(model: Any) -> None:
 def _opset(model: Any) -> int:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     version = versions[0] if versions else 1
-    if not 7 <= version <= _LATEST:  # 7 brought broadcasting as it is now
-        raise ValueError(f"the model's operator set is {version}, expected 7 to {_LATEST}")
+    least, most = _OPSETS
+    if not least <= version <= most:
+        raise ValueError(f"the model's operator set is {version}, expected {least} to {most}")
     return int(version)
 
 
@@ -147,6 +150,8 @@ def _node(proto: Any, opset: int, folder: Path | None) -> Node:
         raise ValueError(f"a node {node.op} gives nothing")
     for attribute in proto.attribute:
         node.attributes[attribute.name] = _attribute(node, attribute, folder)
+    if node.op in _BROADCAST and node.get("broadcast"):
+        raise NotImplementedError(f"{node}: cnnx broadcasts as from operator set 7 on; convert it")
     return node
 
 

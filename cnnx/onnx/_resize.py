@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ Coordinates = Callable[[Array, float, int, int], Array]
 _COORDINATES: dict[str, Coordinates] = {
     "half_pixel": lambda i, scale, size, out: (i + 0.5) / scale - 0.5,
     "asymmetric": lambda i, scale, size, out: i / scale,
-    "align_corners": lambda i, scale, size, out: i * ((size - 1) / max(1, out - 1)),
+    "align_corners": lambda i, scale, size, out: (
+        i * ((size - 1) / (scale * size - 1)) if scale * size > 1 else i * 0.0
+    ),
     "pytorch_half_pixel": lambda i, scale, size, out: ((i + 0.5) / scale - 0.5) * (out > 1),
     "half_pixel_symmetric": lambda i, scale, size, out: (
         size / 2 * (1 - out / (scale * size)) + (i + 0.5) / scale - 0.5
@@ -32,69 +34,100 @@ _NEAREST: dict[str, Callable[[Array], Array]] = {
 
 def resize(node: Node) -> Run:
     """Images of another size, given as sizes or as scales."""
+    taps_of, repeats = _taps(node), _repeats(node)
+
+    def run(x: Array, *given: Array | None) -> Array:
+        for axis, out, scale in _sizes(node, x, given):
+            size = x.shape[axis]
+            if out == size and scale == 1:
+                continue
+            if repeats and scale == int(scale):
+                x = np.repeat(x, int(scale), axis)
+                continue
+            parts = []
+            for index, weight in taps_of(size, out, scale):
+                part = x.take(index, axis)
+                if weight is not None:
+                    part *= weight.astype(x.dtype).reshape(-1, *[1] * (x.ndim - axis - 1))
+                parts.append(part)
+            x = sum(parts[1:], parts[0])
+        return x
+
+    return run
+
+
+def resize_backward(node: Node) -> Any:
+    """Each gradient goes to the pixels that its pixel was made of, in the same shares."""
+    taps_of = _taps(node)
+
+    def run(call: Any) -> Any:
+        x, grad = call.x, call.grad
+        for axis, out, scale in reversed(_sizes(node, x, call.inputs[1:])):
+            size = x.shape[axis]
+            if out == size and scale == 1:
+                continue
+            moved = np.moveaxis(grad, axis, 0)
+            back = np.zeros((size, *moved.shape[1:]), x.dtype)
+            for index, weight in taps_of(size, out, scale):
+                share: Any = 1 if weight is None else weight.astype(x.dtype)
+                np.add.at(back, index, (moved.T * share).T)
+            grad = np.moveaxis(back, 0, axis)
+        return (grad,)
+
+    return run
+
+
+def _sizes(node: Node, x: Array, given: Sequence[Array | None]) -> list[tuple[int, int, float]]:
+    """Return each axis that is resized, its new length, and the scale."""
+    roi, scales, sizes = (*given, None, None, None)[:3]
+    if node.opset < 11:  # x, scales
+        scales = roi
+    chosen = node.get("axes")
+    axes = [axis % x.ndim for axis in chosen] if chosen else list(range(x.ndim))
+    lengths = [x.shape[axis] for axis in axes]
+    if sizes is not None and sizes.size == len(axes):
+        outs = [int(size) for size in sizes.reshape(-1)]
+        factors = [out / length for out, length in zip(outs, lengths, strict=True)]
+    elif scales is not None and scales.size == len(axes):
+        factors = [float(scale) for scale in scales.reshape(-1)]
+        if not all(0 < factor < 2**31 for factor in factors):
+            raise ValueError(f"scales are {factors}")
+        outs = [int(np.floor(f * size)) for f, size in zip(factors, lengths, strict=True)]
+    else:
+        raise ValueError(f"neither {len(axes)} sizes nor {len(axes)} scales are given")
+    shape = list(x.shape)
+    for axis, out in zip(axes, outs, strict=True):
+        shape[axis] = out
+    if min(shape) < 1:
+        raise ValueError(f"the output would have the shape {tuple(shape)}")
+    require_room(shape, x.itemsize)
+    return list(zip(axes, outs, factors, strict=True))
+
+
+def _taps(node: Node) -> Callable[[int, int, float], list[tuple[Array, Array | None]]]:
+    """Return what gives, for a length, the new one and the scale, the pixels and their weights."""
     mode = node.get("mode", "nearest")
     position = _choice(node, "coordinate_transformation_mode", "half_pixel", _COORDINATES)
     rounded = _choice(node, "nearest_mode", "round_prefer_floor", _NEAREST)
-    taps = {"nearest": 1, "linear": 2, "cubic": 4}.get(mode)
+    taps = {"nearest": 1, "linear": 2, "cubic": 4}.get(mode, 0)
     policy = node.get("keep_aspect_ratio_policy", "stretch")
-    if taps is None or node.get("antialias") or node.get("exclude_outside") or policy != "stretch":
+    if not taps or node.get("antialias") or node.get("exclude_outside") or policy != "stretch":
         raise NotImplementedError(
             f"{node}: cnnx resizes with mode nearest, linear or cubic, without antialias, "
             "exclude_outside and keep_aspect_ratio_policy"
         )
     cubic = float(node.get("cubic_coeff_a", -0.75))
-    chosen = node.get("axes")
 
-    def one_axis(x: Array, axis: int, out: int, scale: float) -> Array:
-        size = x.shape[axis]
-        if out == size and scale == 1:
-            return x
-        if mode == "nearest" and out == size * scale and _repeats(node, scale):
-            return np.repeat(x, int(scale), axis)
+    def run(size: int, out: int, scale: float) -> list[tuple[Array, Array | None]]:
         where = position(np.arange(out, dtype=np.float64), scale, size, out)
         if mode == "nearest":
-            index = rounded(where).clip(0, size - 1).astype(np.int64)
-            return np.asarray(x.take(index, axis))
+            return [(rounded(where).clip(0, size - 1).astype(np.int64), None)]
         first = np.floor(where)
-        part = where - first
         begin = first.astype(np.int64) - (taps // 2 - 1)
-        total: Any = 0
-        for tap, weight in enumerate(_weights(part, taps, cubic)):
-            index = (begin + tap).clip(0, size - 1)
-            columns = weight.astype(x.dtype).reshape(-1, *[1] * (x.ndim - axis - 1))
-            total = total + x.take(index, axis) * columns
-        result: Array = total
-        return result
-
-    def run(
-        x: Array,
-        roi: Array | None = None,
-        scales: Array | None = None,
-        sizes: Array | None = None,
-    ) -> Array:
-        if node.opset < 11:  # x, scales
-            roi, scales = None, roi
-        axes = [axis % x.ndim for axis in chosen] if chosen else list(range(x.ndim))
-        lengths = [x.shape[axis] for axis in axes]
-        if sizes is not None and sizes.size:
-            outs = [int(size) for size in sizes.reshape(-1)]
-            factors = [out / length for out, length in zip(outs, lengths, strict=True)]
-        elif scales is not None and scales.size == len(axes):
-            factors = [float(scale) for scale in scales.reshape(-1)]
-            if not all(0 < factor < 2**31 for factor in factors):
-                raise ValueError(f"scales are {factors}")
-            outs = [int(np.floor(f * size)) for f, size in zip(factors, lengths, strict=True)]
-        else:
-            raise ValueError(f"neither sizes nor {len(axes)} scales are given")
-        shape = list(x.shape)
-        for axis, out in zip(axes, outs, strict=True):
-            shape[axis] = out
-        if min(shape) < 1:
-            raise ValueError(f"the output would have the shape {tuple(shape)}")
-        require_room(shape, x.itemsize)
-        for axis, out, factor in zip(axes, outs, factors, strict=True):
-            x = one_axis(x, axis, out, factor)
-        return x
+        return [
+            ((begin + tap).clip(0, size - 1), weight)
+            for tap, weight in enumerate(_weights(where - first, taps, cubic))
+        ]
 
     return run
 
@@ -111,11 +144,11 @@ def _choice(node: Node, name: str, default: str, table: dict[str, Any]) -> Any:
     return table[value]
 
 
-def _repeats(node: Node, scale: float) -> bool:
-    """Whether each pixel is repeated `scale` times, a whole number, in its order."""
+def _repeats(node: Node) -> bool:
+    """Whether a scale that is a whole number repeats each pixel so many times, in their order."""
     way = node.get("coordinate_transformation_mode", "half_pixel")
     nearest = node.get("nearest_mode", "round_prefer_floor")
-    if scale != int(scale):
+    if node.get("mode", "nearest") != "nearest":
         return False
     if node.opset < 11 or (way == "asymmetric" and nearest == "floor"):
         return True

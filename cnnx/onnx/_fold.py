@@ -1,20 +1,12 @@
-"""What makes a program shorter: constants folded, and (for a frozen graph) nodes fused."""
+"""Constants folded: what depends on nothing else is computed when a model is loaded."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from cnnx.onnx._operators import compiled
-from cnnx.onnx._program import LARGEST, Array, Node, Program, needed
-
-
-def results_of(node: Node, inputs: list[Array | None]) -> list[Array]:
-    """Run a node alone, or say which node it was."""
-    try:
-        results = compiled(node)(*inputs)
-    except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as error:
-        raise ValueError(f"{node}: {error}") from error
-    return [np.asarray(one) for one in (results if type(results) is tuple else (results,))]
+from cnnx.onnx._plan import call
+from cnnx.onnx._program import LARGEST, Program, needed
 
 
 def fold_constants(program: Program) -> Program:
@@ -25,7 +17,8 @@ def fold_constants(program: Program) -> Program:
             compiled(node)  # so that a fault in an attribute is found now
             nodes.append(node)
             continue
-        results = results_of(node, [constants[name] if name else None for name in node.inputs])
+        given = [constants[name] if name else None for name in node.inputs]
+        results = call(node, compiled(node), given)
         for name, result in zip(node.outputs, results, strict=False):
             constants[name] = result if result.flags.carray else np.array(result, order="C")
             total += result.nbytes
