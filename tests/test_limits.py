@@ -35,7 +35,7 @@ def test_out_of_memory(count: int, tmp_path: Path) -> None:
     done = python(code, tmp_path, PYTHONPATH=path, OPENBLAS_NUM_THREADS="1", **malloc)
     assert (done.returncode, done.stderr) == (0, "")
     refused, served = map(int, done.stdout.split())
-    assert refused > 300 and served > 300  # of some 2400: neither is for want of trying
+    assert refused > 200 and served > 200  # of some 900: neither is for want of trying
 
 
 @needs_kernels

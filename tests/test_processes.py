@@ -264,7 +264,6 @@ print(cnnx.get_num_threads())
 # Calls of which one task, or a few, take seconds.
 LONG_TASKS = {
     "one image pooled": "cnnx.max_pool2d(image, 3000, stride=60)",
-    "the same with indices": "cnnx.max_pool2d(image, 3000, stride=60, return_indices=True)",
     "windows one below the other": "cnnx.avg_pool2d(image, (3000, 6000), stride=6)",
     "weight gradient of one image": (
         "cnnx.conv2d_backward(image[..., 120:, 120:], image, kernel, need=(False, True, False))"

@@ -14,7 +14,8 @@
 #   THREADS=1 tools/sanitize.sh [arguments for pytest]      for example: tests/test_concurrency.py
 #
 # runs the tests under ThreadSanitizer, without OpenMP: its library is not instrumented, so each of its barriers would
-# be a false alarm. What Python's threads do to each other in our code remains: recycled memory, frozen layers.
+# be a false alarm. What threads do to each other in our code remains: those of Python, frozen layers for example, and
+# first those of a small program that knows no Python, whose lock hides most races.
 set -eu
 
 copy=${CNNX_SANITIZED:-/tmp/cnnx-sanitized${THREADS:+-threads}}
@@ -65,6 +66,8 @@ fi
 if [ -n "${THREADS:-}" ]; then
     # At the same addresses each time, for the sanitizer knows no others; Python itself is not instrumented.
     export TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1
+    gcc $flags tests/pool_threads.c cnnx/_csrc/pool.c -o pool_threads
+    setarch -R ./pool_threads
     LD_PRELOAD="$(gcc -print-file-name=libtsan.so)" exec setarch -R python -m pytest -p no:cacheprovider "$@"
 fi
 # Leaks are held by test_leaks: Python itself never gives all back at exit.

@@ -75,10 +75,11 @@ def _fold(grad: Array, pads: _shapes.Pads, mode: str, out_shape: _shapes.Shape) 
         size, (before, after) = out_shape[axis], pads[2 * axis - 4 : 2 * axis - 2]
         if before or after:
             index = _shapes.padding_index(size, before, after, mode)
-            border = np.r_[0:before, before + size : before + size + after]
             grad = np.moveaxis(grad, axis, 0)
             folded = grad[before : before + size].copy()
-            np.add.at(folded, index[border], grad[border])
+            # Not np.add.at, which raises a SystemError where memory lacks.
+            for at in (*range(before), *range(before + size, before + size + after)):
+                folded[index[at]] += grad[at]
             grad = np.moveaxis(folded, 0, axis)
     return np.ascontiguousarray(grad)
 
