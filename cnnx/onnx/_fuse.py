@@ -283,7 +283,8 @@ def _scale(draft: _Draft, node: Node) -> bool:
         return False
     scale, shift = after
     axis = (-1,) + (1,) * (weight.ndim - 1)
-    name, kind = node.outputs[0], draft.constants[node.inputs[1]].dtype
+    name = node.outputs[0]
+    kind = next(draft.constants[key].dtype for key in node.inputs if key in draft.constants)
     new_bias = np.broadcast_to(bias * scale + shift, (channels,))
     if node.op == "Conv":
         new_weight = weight * scale.reshape(axis)
@@ -309,12 +310,33 @@ def _affine(draft: _Draft, node: Node) -> tuple[Array, Array, int] | None:
     if node.op == "BatchNormalization":
         found = _scale_of(draft, node, node.inputs[0]) if _images(draft, node.inputs[0]) else None
         return None if found is None else (*found, found[0].size)
+    x = next((name for name in node.inputs if name not in draft.constants), "")
+    found, channels = _scale_of(draft, node, x), _channels(draft, x)
+    if found is None or channels is None or found[0].size not in (1, channels):
+        return None
+    scale, shift = (np.broadcast_to(array, (channels,)) for array in found)
+    return scale, shift, channels
+
+
+def _channels(draft: _Draft, name: str) -> int | None:
+    """Return how many channels images have, where a convolution has made them."""
+    for _ in range(len(draft.nodes)):
+        giver = draft.givers.get(name)
+        if giver is None:
+            return None
+        if giver.op == "Conv":
+            weight = draft.constants.get(giver.inputs[1])
+            return None if weight is None or weight.ndim != 4 else int(weight.shape[0])
+        if giver.op not in ("Relu", "HardSwish", "SiLU", "Sigmoid", "Clip", "BatchNormalization"):
+            return None
+        name = giver.inputs[0]
     return None
 
 
 def _normalise(draft: _Draft, node: Node, scale: Array, shift: Array, kind: Any) -> None:
     """Make a node the normalisation that is this scale and shift."""
-    name, x = node.outputs[0], node.inputs[0]
+    name = node.outputs[0]
+    x = next(other for other in node.inputs if other not in draft.constants)
     numbers = {"weight": scale, "bias": shift, "mean": 0 * scale, "var": np.ones_like(scale)}
     node.op, node.attributes = "BatchNormalization", {"epsilon": 0.0}
     node.inputs = [x] + [
