@@ -81,12 +81,15 @@ class _Draft:
         return self.givers.get(node.outputs[0]) is node
 
     def only_taker(self, node: Node) -> Node | None:
-        """Return the node that alone takes the node's only output."""
-        name, *others = node.outputs
-        takers = self.takers[name]
-        if any(others) or len(takers) != 1 or name in self.outputs:
-            return None
-        return takers[0]
+        """Return the node that alone takes what a node gives."""
+        takers = self.takers[node.outputs[0]]
+        return takers[0] if len(takers) == 1 and self.gives_one(node) else None
+
+    def gives_one(self, node: Node) -> bool:
+        """Whether nobody takes more than the first output, and that only inside."""
+        first, *others = node.outputs
+        used = (name in self.outputs or self.takers.get(name) for name in others if name)
+        return first not in self.outputs and not any(used)
 
     def give(self, node: Node, later: Node) -> None:
         """Let a node give what a later one gave, which it has taken over."""
@@ -122,11 +125,11 @@ def _split_binary(draft: _Draft, node: Node, name: str) -> str | None:
 
 def _forget(draft: _Draft, node: Node) -> bool:
     """Take out what only passes its input on."""
-    name, *others = node.outputs
-    if node.op not in ("Identity", "Dropout") or any(others) or name in draft.outputs:
+    if node.op not in ("Identity", "Dropout") or len(node.inputs) > 2:
         return False
-    if not draft.alive(node) or len(node.inputs) > 2:
+    if not draft.alive(node) or not draft.gives_one(node):
         return False
+    name = node.outputs[0]
     for taker in draft.takers[name]:
         taker.inputs = [node.inputs[0] if other == name else other for other in taker.inputs]
     return True
