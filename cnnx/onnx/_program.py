@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,14 +55,6 @@ class Program:
     outputs: list[str]
     constants: dict[str, Array]
     nodes: list[Node]
-    initializers: set[str] = field(default_factory=set)
-
-    def uses(self) -> dict[str, int]:
-        """Return how often each name is taken, by nodes and as an output of the model."""
-        counts: dict[str, int] = {}
-        for name in (*(name for node in self.nodes for name in node.inputs), *self.outputs):
-            counts[name] = counts.get(name, 0) + 1
-        return counts
 
 
 def in_order(nodes: Iterable[Node], known: Iterable[str]) -> list[Node]:
@@ -128,9 +120,3 @@ def require_room(shape: Iterable[int], itemsize: int = 4) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def walk_constants(program: Program) -> Iterator[tuple[str, Array]]:
-    """Yield the constants that the nodes still take."""
-    uses = program.uses()
-    yield from ((name, array) for name, array in program.constants.items() if name in uses)

@@ -125,7 +125,7 @@ def _program(model: Any, folder: Path | None) -> Program:
     for name in outputs:
         if name not in given:
             raise ValueError(f"the model's output {name!r} is given by nothing")
-    return Program(inputs, outputs, constants, needed(nodes, outputs), {*constants})
+    return Program(inputs, outputs, constants, needed(nodes, outputs))
 
 
 def _input(value: Any) -> Input:
