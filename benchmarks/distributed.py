@@ -12,7 +12,9 @@ turns, and of each the fastest round counts, a round being as slow as its slowes
 Weak scaling gives every rank a batch of its own size, strong scaling divides one batch. On one
 machine a message is a copy, made by the very cores that compute, and copying cannot be hidden;
 ``--gigabits X`` lets each message arrive no sooner than over a network of that speed, which can.
-``--ping`` measures instead what the model in docs/scaling.md needs: a message's cost by its size.
+With the net "sleepers", whose layers sleep rather than compute, the overlap can be measured on a
+busy machine. ``--ping`` measures instead what the model in docs/scaling.md needs: the cost of a
+message by its size.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import numpy as np
 
 import cnnx
 from benchmarks.nets import cnnx_step
-from benchmarks.networks import NETS
+from benchmarks.networks import NETS, Net
 from benchmarks.timing import cpu_name
 from cnnx._threads import usable_cpus
 from cnnx.distributed import DataParallel
@@ -45,6 +47,29 @@ WAYS = {
     "1 shard a rank": {"shards": None},
     "fast": {"reduction": "fast"},
 }
+
+
+class Sleeper(cnnx.Layer):
+    """A layer of 1.25 MB of gradients that sleeps for 10 ms in backward, and as long in forward."""
+
+    def __init__(self) -> None:
+        self.params["weight"] = np.zeros(312_500, np.float32)
+
+    def forward(self, x: Any) -> Any:
+        time.sleep(0.01)
+        return x
+
+    def backward(self, grad_out: Any) -> Any:
+        time.sleep(0.01)
+        self.grads["weight"] = self.params["weight"]
+        return grad_out
+
+
+def sleepers() -> cnnx.Sequential:
+    return cnnx.Sequential(*(Sleeper() for _ in range(8)), cnnx.Flatten(), cnnx.Dense(4, 10))
+
+
+ALL = {**NETS, "sleepers": Net(sleepers, 4, (1, 2, 2))}
 
 
 class Arrived:
@@ -111,7 +136,7 @@ def step_of(
     net: str, batch: int, ranks: Any, options: dict[str, Any]
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """A training step, and its messages alone."""
-    model = NETS[net].build()
+    model = ALL[net].build()
     model.needs_input_grad = False
     options = dict(options)
     if options.get("shards", 0) is None:
@@ -120,8 +145,8 @@ def step_of(
     rng, loss = np.random.default_rng(0), cnnx.SoftmaxCrossEntropy()
     share = batch // parallel.shards
     own = range(parallel.mine.start, parallel.mine.stop)
-    x = [rng.standard_normal((share, *NETS[net].image), np.float32) for _ in own]
-    y = [rng.integers(0, NETS[net].classes, share) for _ in own]
+    x = [rng.standard_normal((share, *ALL[net].image), np.float32) for _ in own]
+    y = [rng.integers(0, ALL[net].classes, share) for _ in own]
 
     def step() -> None:
         parallel.gradients(model, loss, zip(x, y, strict=True), batch)
@@ -146,9 +171,9 @@ def measured(ranks: Communicator, net: str, batch: int, seconds: float) -> dict[
     candidates: dict[str, Callable[[], object]] = {}
     if ranks.size == 1:  # what all of this costs
         rng = np.random.default_rng(0)
-        x = rng.standard_normal((batch, *NETS[net].image), np.float32)
-        y = rng.integers(0, NETS[net].classes, batch)
-        candidates["plain"] = partial(cnnx_step(NETS[net].build()), x, y)
+        x = rng.standard_normal((batch, *ALL[net].image), np.float32)
+        y = rng.integers(0, ALL[net].classes, batch)
+        candidates["plain"] = partial(cnnx_step(ALL[net].build()), x, y)
     for way, options in WAYS.items():
         if way == "4 shards" and ranks.size == 4:
             continue  # that is one a rank
@@ -220,7 +245,7 @@ def started(ranks: int, *options: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--net", choices=sorted(NETS), default="ResNet-20")
+    parser.add_argument("--net", choices=sorted(ALL), default="ResNet-20")
     parser.add_argument(
         "--batch", type=int, default=128, help="images; weak scaling: for each rank"
     )

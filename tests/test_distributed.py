@@ -317,6 +317,27 @@ def test_running_statistics_are_the_mean_of_the_shards():
         np.testing.assert_allclose(buffers["0.running_var"], [var], rtol=1e-6)
 
 
+def test_buffers_that_no_shard_moves_stay():
+    x, y = make_data()
+    rng = np.random.default_rng(0)
+    mean, var = rng.standard_normal((2, 50)).astype(np.float32)
+
+    def job(rank):
+        norm = cnnx.BatchNorm2D(50)
+        norm.buffers["running_mean"][...], norm.buffers["running_var"][...] = mean, var**2
+        before = {name: array.tobytes() for name, array in norm.buffers.items()}
+        net = cnnx.Sequential(cnnx.Conv2D(1, 50, 6, rng=0), norm, cnnx.Flatten(), cnnx.Dense(50, 3))
+        norm.eval()
+        for sync_batch_norm in (False, True):
+            parallel = DataParallel(cnnx.SGD(0), rank, sync_batch_norm=sync_batch_norm)
+            shards = np.array_split(np.arange(IMAGES), 4)
+            batches = [(x[shard], y[shard]) for shard in shards[parallel.mine]]
+            parallel.gradients(net, cnnx.SoftmaxCrossEntropy(), batches, IMAGES)
+            assert {name: array.tobytes() for name, array in norm.buffers.items()} == before
+
+    on_ranks(2, job)
+
+
 def test_dropout_has_another_mask_in_each_shard_and_step():
     masks = {}
 

@@ -51,6 +51,8 @@ def quiet_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 @pytest.mark.parametrize("page", [page for page in PAGES if cells_of(page)], ids=lambda p: p.stem)
 def test_page(page: Path, quiet_place: Path) -> None:
+    if page.stem == "onnx":
+        pytest.importorskip("onnx")
     shutil.copy(ROOT / "docs" / "speed.json", quiet_place)
     namespace: dict[str, object] = {"__name__": "page"}
     for number, cell in enumerate(cells_of(page)):
@@ -117,6 +119,7 @@ MODULES = (
     "explain",
     "grading",
     "torch",
+    "onnx",
 )
 NOT_ENTRIES = {
     "__version__",
@@ -125,6 +128,7 @@ NOT_ENTRIES = {
     "explain",  # a module: its functions are entries
     "models.MODELS",  # dicts and tuples, not documented one by one
     "grading.CATALOGUE",
+    "onnx.OPERATORS",
     "explain.dense",  # another name of linear
 }
 
@@ -136,7 +140,7 @@ def public() -> Iterator[str]:
         module = importlib.import_module(f"cnnx.{name}")
         for item in module.__all__:
             # "cnnx.gradcheck" is the function to Python, and the module to Sphinx.
-            if item not in cnnx.__all__ or name in ("data", "explain"):
+            if item not in cnnx.__all__ or name in ("data", "explain", "onnx"):
                 yield item if name == "gradcheck" else f"{name}.{item}"
 
 

@@ -8,10 +8,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("ml_dtypes")  # without which the package cannot make its cases
+
+from cnnx.onnx import backend  # noqa: E402
+from tests.onnx_models import model_of  # noqa: E402
 
 # What stays out, by the reason; every other case of an operator below must pass.
 LEFT_OUT = {
@@ -78,13 +82,11 @@ OPERATORS = {
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Callable[[Any], None]]:
     """All cases of the package for the CPU, by name."""
-    from cnnx.onnx import _backend
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package divides by zero while it makes its cases
         from onnx.backend.test import BackendTest
 
-        items = BackendTest(_backend.CnnxBackend, __name__)._test_items
+        items = BackendTest(backend.CnnxBackend, __name__)._test_items
     return {
         name: item.func
         for category in items.values()
@@ -108,3 +110,12 @@ def test_operator(operator: str, cases: dict[str, Callable[[Any], None]]) -> Non
             failed.append(f"{name}: {error}")
     assert not failed, "\n".join(failed)
     assert passed
+
+
+def test_the_module_is_a_backend() -> None:
+    data = model_of([onnx.helper.make_node("Relu", ["x"], ["y"])], {"x": (1, 2)}, ["y"])
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(data))
+    x = np.array([[-1.0, 2.0]], np.float32)
+    assert backend.supports_device("CPU") and not backend.supports_device("CUDA")
+    for results in (backend.prepare(model).run([x]), backend.run_model(model, x)):
+        np.testing.assert_array_equal(results[0], [[0.0, 2.0]])

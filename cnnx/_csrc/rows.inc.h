@@ -47,7 +47,7 @@ static int64_t FN(spare_rows)(int64_t n, int64_t W, int64_t reach)
 }
 
 /* Whether tables and copies of so many rows, numbers of a row and columns of masks stay within a task's scratch. */
-static int FN(rows_fit)(int64_t rows, int64_t W, int64_t reach, int64_t masks)
+static inline int FN(rows_fit)(int64_t rows, int64_t W, int64_t reach, int64_t masks)
 {
     const double spare = 2 * ((double)reach / (double)W + 2), copies = spare < (double)rows ? spare : (double)rows;
     return ((copies + 1) * (double)reach + (double)masks) * sizeof(T) <= CNNX_SCRATCH / 2;

@@ -82,7 +82,7 @@ FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t p
                  int64_t g, int64_t panel, int64_t c0, int64_t c1, T *u, int64_t plane)
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
-    const int tall = two || h->points > 1;
+    const int tall = two || h->points > 1, columns = two ? n : 1;
     const int64_t room = FN(kernel_room)(taps);
     const T *weight = (const T *)p->weight + g * p->w_group;
     const T *last = weight + (p->M - 1) * p->w_out + (p->C - 1) * p->w_in + taps - room;
@@ -114,7 +114,7 @@ FN(weight_tiles)(const int two, const int n, const int64_t taps, const int64_t p
                 const int64_t low = tall ? h->part[i0].low : w->part[j0].low;
                 const int64_t high = tall ? h->part[i0].high : w->part[j0].high;
                 const int64_t left = w->part[j0].low * plane, right = (w->part[j0].high - 1) * plane;
-                UNROLL for (int k = 0; k < (two ? n : 1); k++) {
+                UNROLL_COLUMNS for (int k = 0; k < columns; k++) {
                     UNROLL for (int r = 0; r < n; r++) in[r] = tap[place[two ? n * r + k : r]];
                     FN(kernel_1d)(n, in, out);
                     UNROLL for (int r = 0; r < 6; r++) {
@@ -234,7 +234,7 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
               FN(tiles) b, const T *products, T *pixels)
 {
     const cnnx_axis *h = &p->axis[0], *w = &p->axis[1];
-    const int tall = two || h->points > 1;
+    const int tall = two || h->points > 1, columns = two ? 6 : 1, across = two ? n : 1;
     const int64_t channels = p->M - m < VL ? p->M - m : VL, area = p->YH * p->YW, each = h->tiles / h->phases;
     const int64_t j0 = b.c0 * w->tile, all = (b.c1 - b.c0) * w->tile;
     const int64_t cols = p->cols - j0 < all ? p->cols - j0 : all;
@@ -248,7 +248,7 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
         const int64_t rows = left < h->tile ? left : h->tile;
         for (int64_t t = b.c0, q = 0, col = 0; t < b.c1; t++, products += l->p_tile) {
             V half[5][6], in[6], y[5];
-            UNROLL for (int k = 0; k < (two ? 6 : 1); k++) {
+            UNROLL_COLUMNS for (int k = 0; k < columns; k++) {
                 UNROLL for (int i = 0; i < 6; i++)
                     in[i] = *(const V *)(products + (two ? i * 6 + k : i) * l->p_plane);
                 FN(result_1d)(n, in, y);
@@ -258,7 +258,7 @@ FN(out_tiles)(const int two, const int n, const cnnx_conv *p, const FN(layout) *
                 if (tall && i >= rows) break;
                 if (two) FN(result_1d)(n, half[i], y);
                 else y[0] = half[i][0];
-                UNROLL for (int j = 0; j < (two ? n : 1); j++) {
+                UNROLL_COLUMNS for (int j = 0; j < across; j++) {
                     y[j] += bias;
                     if (p->activation == CNNX_RELU) y[j] = FN(relu)(y[j]);
                     const int64_t down = tall ? i : 0, at = col + (two ? j : tall ? 0 : i) * w->phases;

@@ -16,6 +16,13 @@
  * A vector holds VL channels of one pixel, whatever the image's width: images are transposed on the way in
  * and on the way out, and between that the transforms are arithmetic alone. float only.
  */
+/* Over the columns of a tile. AVX-512 gains 6 to 9 % of a whole 3x3 layer from it; with 16 registers, which hold less
+ * than half of a tile, a layer took 0.98 to 1.06 of its time. */
+#if VECTOR_BYTES == 64
+#define UNROLL_COLUMNS UNROLL
+#else
+#define UNROLL_COLUMNS
+#endif
 #define ROWS (2 * WM) /* of a tile of one vector; planes have room for a multiple */
 #define WA 0.75f
 #define WB 1.5f
@@ -421,7 +428,7 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
                     int64_t plane, int64_t step, int64_t part_step)
 {
     const cnnx_axis *h = &s->h, *w = &s->w;
-    const int tall = two || h->points > 1;
+    const int tall = two || h->points > 1, columns = two ? size : 1;
     const int64_t unit = h->phases, rows = FN(strip_rows)(h), step_h = tall ? h->gap / unit : 0;
     const int64_t each = h->tiles / unit, advance = h->tile * h->gap / unit, across = w->tile * w->gap;
     const int64_t step_w = tall ? 0 : w->gap, first = b.c0 / w->phases * across + w->begin;
@@ -455,7 +462,7 @@ FN(transform_tiles)(const int two, const int size, const FN(images) *s, int64_t 
             T *to = v + part * part_step;
             for (int64_t t = b.c0, q = 0, pixel = 0; t < b.c1; t++, to += step) {
                 V half[6][6], in[6], out[6];
-                UNROLL for (int k = 0; k < (two ? size : 1); k++) {
+                UNROLL_COLUMNS for (int k = 0; k < columns; k++) {
                     const int64_t from = (pixel + k * w->gap) * VL;
                     UNROLL for (int i = 0; i < size; i++) in[i] = *(const V *)(at[i] + from);
                     if (size < 6) FN(kernel_1d)(size, in, out);

@@ -57,6 +57,7 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const int64_t part
               int64_t g, int64_t m, int64_t c0, const T *sums, int64_t pieces, int64_t step)
 {
     const cnnx_conv *p = &w->conv;
+    const int columns = two ? 6 : 1, across = two ? n : 1;
     const int64_t room = FN(kernel_room)(taps);
     T *out = (T *)w->grad + ((g * p->M + m) * p->C + c0) * taps;
     for (int64_t c = 0; c < WN && c0 + c < p->C; c += VL) {
@@ -76,7 +77,7 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const int64_t part
                         added[pos] += *(const V *)(sum + pos * w->sum_plane + s * step);
                 }
             }
-            UNROLL for (int k = 0; k < (two ? 6 : 1); k++) {
+            UNROLL_COLUMNS for (int k = 0; k < columns; k++) {
                 UNROLL for (int r = 0; r < 6; r++) in[r] = *(const V *)(from + (two ? r * 6 + k : r) * plane);
                 FN(result_1d)(n, in, y);
                 UNROLL for (int i = 0; i < n; i++) half[i][k] = y[i];
@@ -84,7 +85,7 @@ FN(part_taps)(const int two, const int n, const int64_t taps, const int64_t part
             UNROLL for (int i = 0; i < n; i++) {
                 if (two) FN(result_1d)(n, half[i], y);
                 else y[0] = half[i][0];
-                UNROLL for (int j = 0; j < (two ? n : 1); j++) tap[place[two ? i * n + j : i]] = y[j];
+                UNROLL_COLUMNS for (int j = 0; j < across; j++) tap[place[two ? i * n + j : i]] = y[j];
             }
         }
         for (int64_t part = 0; part < room; part += VL) {

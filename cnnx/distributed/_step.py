@@ -137,7 +137,8 @@ class Worker:
             copy.model.backward(loss.backward() * weight)
         self._take(number, copy.inside(copy.model))
         head = [value * len(x), np.nan if hits is None else hits, stop]
-        parts = [np.ravel(array) * weight for array in copy.buffers()]
+        # In float64, so that the mean of equal float32 numbers is that number.
+        parts = [np.ravel(array).astype(np.float64) * weight for array in copy.buffers()]
         self._buckets.put(_TOTALS, number, np.concatenate([head, *parts]))
 
     def _take(self, number: int, holders: Iterable[tuple[str, Any]]) -> None:

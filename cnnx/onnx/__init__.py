@@ -11,12 +11,13 @@
     _fuse       a frozen graph in fewer nodes
     _plan       how it runs for one shape of its inputs
     _write      layers -> bytes
-    _backend    the interface by which the onnx package tests a library
+    backend     the interface by which the onnx package tests a library
 
 Reading and writing need the `onnx` package, ``pip install "cnnx[onnx]"``; running does not.
 """
 
 from cnnx.onnx._graph import Graph, load
+from cnnx.onnx._operators import OPERATORS
 from cnnx.onnx._write import save
 
-__all__ = ["Graph", "load", "save"]
+__all__ = ["OPERATORS", "Graph", "load", "save"]

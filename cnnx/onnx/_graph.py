@@ -111,7 +111,8 @@ class Graph(Layer):
     def forward(self, *inputs: Array) -> Any:
         """Return the output for the inputs, or a tuple where there are several outputs."""
         given = self._checked(inputs)
-        found = self._infer(given) if self.frozen else self._run(given)
+        with np.errstate(all="ignore"):  # infinities and NaN come out as the formulas have them
+            found = self._infer(given) if self.frozen else self._run(given)
         return found if len(found) > 1 else found[0]
 
     def _run(self, given: list[Array]) -> tuple[Array, ...]:
@@ -186,22 +187,19 @@ class Graph(Layer):
                 raise NotImplementedError(f"{node}: cnnx has no gradient of this operator")
             inputs = [values[name] for name in node.inputs]
             outputs = [values.get(name) for name in node.outputs]
-            for name, needed, grad in zip(
-                node.inputs,
-                need,
-                GRADIENTS[node.op](node)(Call(outs, inputs, outputs, need)),
-                strict=False,
-            ):
+            with np.errstate(all="ignore"):
+                found = GRADIENTS[node.op](node)(Call(outs, inputs, outputs, need))
+            for name, needed, grad in zip(node.inputs, need, found, strict=False):
                 if needed and grad is not None:
                     _put(grads, name, grad)
         for name, param in self.params.items():
             self.grads[name] = grads[name] if name in grads else np.zeros_like(param)
         if not self.needs_input_grad:
             return None
-        found = tuple(
+        back = tuple(
             grads[name] if name in grads else np.zeros_like(values[name]) for name in images
         )
-        return found if len(found) > 1 else found[0]
+        return back if len(back) > 1 else back[0]
 
     def _checked(self, inputs: Sequence[Array]) -> list[Array]:
         """Return the inputs in the form that the nodes take."""

@@ -37,12 +37,12 @@ def resize(node: Node) -> Run:
     taps_of, repeats = _taps(node), _repeats(node)
 
     def run(x: Array, *given: Array | None) -> Array:
-        for axis, out, scale in _sizes(node, x, given):
+        for axis, out, scale in reversed(_sizes(node, x, given)):  # the last: long rows to copy
             size = x.shape[axis]
             if out == size and scale == 1:
                 continue
             if repeats and scale == int(scale):
-                x = np.repeat(x, int(scale), axis)
+                x = _repeated(x, axis, int(scale))
                 continue
             parts = []
             for index, weight in taps_of(size, out, scale):
@@ -62,7 +62,7 @@ def resize_backward(node: Node) -> Any:
 
     def run(call: Any) -> Any:
         x, grad = call.x, call.grad
-        for axis, out, scale in reversed(_sizes(node, x, call.inputs[1:])):
+        for axis, out, scale in _sizes(node, x, call.inputs[1:]):
             size = x.shape[axis]
             if out == size and scale == 1:
                 continue
@@ -153,6 +153,15 @@ def _repeats(node: Node) -> bool:
     if node.opset < 11 or (way == "asymmetric" and nearest == "floor"):
         return True
     return bool(way == "half_pixel" and nearest.startswith("round"))
+
+
+def _repeated(x: Array, axis: int, times: int) -> Array:
+    """Return x with each entry of an axis repeated: np.repeat in half its time or less."""
+    front = x.shape[: axis + 1]
+    out = np.empty((*front, times, *x.shape[axis + 1 :]), x.dtype)
+    for number in range(times):
+        out[(slice(None),) * (axis + 1) + (number,)] = x
+    return out.reshape(*front[:-1], -1, *x.shape[axis + 1 :])
 
 
 def _weights(part: Array, taps: int, a: float) -> list[Array]:

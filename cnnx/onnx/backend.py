@@ -1,6 +1,7 @@
 """The interface by which the onnx package's own tests run a library: ``onnx.backend.base``.
 
-It is imported when it is asked for, as ``cnnx.onnx.backend``, since it cannot do without `onnx`.
+``import cnnx.onnx.backend as backend``, then ``backend.prepare(model).run([x])``. Unlike the rest
+of `cnnx.onnx` it cannot be imported without the `onnx` package.
 """
 
 from __future__ import annotations
@@ -41,3 +42,8 @@ class CnnxBackend(Backend):
     def supports_device(cls, device: str) -> bool:
         """Whether this is the CPU."""
         return device == "CPU"
+
+
+prepare = CnnxBackend.prepare
+run_model = CnnxBackend.run_model
+supports_device = CnnxBackend.supports_device
