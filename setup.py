@@ -55,7 +55,11 @@ KERNELS = [
     "--param=max-completely-peel-times=8",
     "--param=max-completely-peeled-insns=100",
     "-fno-asynchronous-unwind-tables",
+    "-ffunction-sections",
 ]
+# The same function for float and double and in each instruction set, side by side: deflate looks
+# back 32 KiB, and packs the module from 1,081 into 1,032 kB so.
+BY_NAME = ["-Wl,--sort-section=name"]
 # gcc 12 moves 8 bytes through an MMX register, which breaks the x87 unit: long double.
 X86 = ["-mno-mmx"]
 AVX2 = [*X86, "-mavx2", "-mfma"]
@@ -108,6 +112,8 @@ class BuildKernels(build_ext):
             return
         extension.define_macros.append((f"CNNX_{target.upper()}", None))
         small = KERNELS if self.accepts(KERNELS) else []
+        if small and sys.platform == "linux":
+            extension.extra_link_args += BY_NAME
         for isa, flags in TARGETS[target].items():
             source, flags = str(CSRC / f"isa_{isa}.c"), VECTORS + small + flags
             extension.extra_objects += self.compile(source, self.build_temp, flags)
