@@ -183,6 +183,50 @@ def test_numbers_that_become_sizes_are_looked_at_on_every_call():
         np.testing.assert_array_equal(y, x.reshape(sizes))
 
 
+def normal(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Batch normalisation by the batch's own statistics, without a shift."""
+    axes = (0, 2, 3)
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5) * scale
+
+
+# What takes an activation along, in the forms that another way than the kernel's computes: the
+# attributes, the shapes of x and of the constants, and the formula.
+STORED = {
+    "gemm alpha": ("Gemm", {"alpha": 0.5}, (3, 4), [(4, 5)], lambda x, w: 0.5 * (x @ w)),
+    "gemm beta": ("Gemm", {"beta": 2.0}, (3, 4), [(4, 5), (5,)], lambda x, w, b: x @ w + 2 * b),
+    "gemm row": ("Gemm", {}, (3, 4), [(4, 5), (1, 5)], lambda x, w, b: x @ w + b),
+    "gemm table": ("Gemm", {}, (3, 4), [(4, 5), (3, 5)], lambda x, w, b: x @ w + b),
+    "matmul stack": ("MatMul", {}, (2, 3, 4), [(2, 4, 5)], lambda x, w: x @ w),
+    "matmul vector": ("MatMul", {}, (4,), [(4, 5)], lambda x, w: x @ w),
+    "norm training": (
+        *("BatchNormalization", {"training_mode": 1}, (2, 3, 4, 4), [(3,)] * 4),
+        lambda x, scale, bias, *_: normal(x, scale.reshape(3, 1, 1)) + bias.reshape(3, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_an_activation_is_not_lost_where_the_kernel_does_not_store(name):
+    op, attributes, shape, shapes, formula = STORED[name]
+    rng = np.random.default_rng(3)
+    x, *constants = (rng.standard_normal(s).astype(np.float32) for s in (shape, *shapes))
+    given = {f"c{number}": constant for number, constant in enumerate(constants)}
+    kinds = {"Relu": lambda y: np.maximum(y, 0), "Sigmoid": lambda y: 1 / (1 + np.exp(-y))}
+    for last in ("Relu",) if op == "BatchNormalization" else kinds:
+        nodes = [node(op, ["x", *given], ["a"], **attributes), node(last, ["a"], ["y"])]
+        graph = cnnx.onnx.load(model_of(nodes, {"x": shape}, ["y"], given)).freeze()
+        want = kinds[last](formula(x.astype(np.float64), *constants))
+        for _ in range(2):  # the call that makes the plan, and one by it
+            np.testing.assert_allclose(graph(x), want, rtol=1e-5, atol=1e-5)  # of sums of 4 and 32
+
+
+def test_a_row_added_to_a_product_with_a_vector_is_not_lost():
+    w, b, x = array(4, 5), array(5), array(4)
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Add", ["a", "b"], ["y"])]
+    graph = cnnx.onnx.load(model_of(nodes, {"x": (4,)}, ["y"], {"w": w, "b": b})).freeze()
+    np.testing.assert_allclose(graph(x), x @ w + b, rtol=1e-5, atol=1e-5)
+
+
 KINDS = (
     *("Relu", "Sigmoid", "Tanh", "HardSwish", "Add", "Sub", "Mul", "Sum", "Clip", "Identity"),
     *("conv", "norm", "scale", "shift", "gate", "swish", "concat", "split", "views"),
