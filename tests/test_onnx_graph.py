@@ -183,6 +183,29 @@ def test_numbers_that_become_sizes_are_looked_at_on_every_call():
         np.testing.assert_array_equal(y, x.reshape(sizes))
 
 
+EMPTY = {
+    "flatten": one("Flatten"),
+    "flatten from the back": one("Flatten", axis=-1),
+    "softmax of old sets": one("Softmax", axis=1),
+    "log softmax of old sets": one("LogSoftmax", axis=2),
+    "normalisation of rows": one("BatchNormalization", {name: np.ones(4, "f") for name in "sbmv"}),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_no_images_keep_their_other_sizes(name):
+    nodes, constants = EMPTY[name]
+    shape = (4, 5) if "rows" in name else (4, 5, 6)
+    graph = cnnx.onnx.load(model_of(nodes, {"x": ("N", *shape)}, ["y"], constants, opset=11))
+    for _ in range(2):
+        want = graph(np.ones((2, *shape), np.float32)).shape
+        y = graph(np.zeros((0, *shape), np.float32))
+        assert y.shape == (0, *want[1:])
+        if not graph.frozen:
+            assert graph.backward(y).shape == (0, *shape)
+        graph.freeze()
+
+
 def normal(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Batch normalisation by the batch's own statistics, without a shift."""
     axes = (0, 2, 3)

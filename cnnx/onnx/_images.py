@@ -7,6 +7,7 @@ fault in an attribute is found when a model is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,7 @@ def batch_normalization(node: Node) -> Run:
     def run(x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Any:
         shape = x.shape
         if x.ndim != 4:
-            x = x.reshape(*shape[:2], -1, 1)
+            x = x.reshape(*shape[:2], prod(shape[2:]), 1)
         if not training:
             out: Array = F.batch_norm2d(x, scale, bias, mean, var, eps, activation=activation)
             return out.reshape(shape)
@@ -262,8 +263,9 @@ def softmax(node: Node) -> Run:
     def run(x: Array) -> Any:
         if not flat or axis in (-1, x.ndim - 1):
             return function(x, axis)
-        rows = int(np.prod(x.shape[: axis % x.ndim], dtype=np.int64))
-        return function(x.reshape(rows, -1), -1).reshape(x.shape)
+        place = axis % x.ndim
+        rows = x.reshape(prod(x.shape[:place]), prod(x.shape[place:]))
+        return function(rows, -1).reshape(x.shape)
 
     return run
 
