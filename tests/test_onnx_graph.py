@@ -183,6 +183,46 @@ def test_numbers_that_become_sizes_are_looked_at_on_every_call():
         np.testing.assert_array_equal(y, x.reshape(sizes))
 
 
+def typed(op: str, out: Any, *arrays: np.ndarray, last: str = "") -> Any:
+    """A graph of one operator, or of two, and the arrays of any type that it takes."""
+    kinds = [onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for array in arrays]
+    values = [
+        onnx.helper.make_tensor_value_info(f"x{number}", kind, list(array.shape))
+        for number, (kind, array) in enumerate(zip(kinds, arrays, strict=True))
+    ]
+    nodes = [node(op, [value.name for value in values], ["a" if last else "y"])]
+    nodes += [node(last, ["a"], ["y"])] if last else []
+    y = onnx.helper.make_tensor_value_info("y", kinds[0], out)
+    graph = onnx.helper.make_graph(nodes, "test", values, [y])
+    sets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=sets, ir_version=8)
+    return cnnx.onnx.load(model), arrays
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_a_sum_of_integers_with_relu_can_be_frozen(dtype):
+    x = np.arange(-6, 6, dtype=dtype)
+    graph, arrays = typed("Add", (12,), x, x, last="Relu")
+    for found in (graph(*arrays), graph.freeze()(*arrays), graph(*arrays)):
+        np.testing.assert_array_equal(found, np.maximum(x + x, 0), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8"])
+def test_a_division_of_integers_drops_the_fraction(dtype):
+    kind = np.iinfo(dtype)
+    pairs = [(a, b) for a in (kind.min, kind.max, 7, 6) for b in (1, 2, 3)]
+    pairs += [(-7, 2), (7, -2), (-7, -2), (kind.min, -2)] if kind.min else []
+    x, y = np.array(pairs, dtype).T
+    graph, arrays = typed("Div", None, np.ascontiguousarray(x), np.ascontiguousarray(y))
+    want = [abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1) for a, b in pairs]  # Python's ints
+    np.testing.assert_array_equal(graph(*arrays), np.array(want, dtype), strict=True)
+
+
+def test_a_square_has_the_dimensions_of_both():
+    graph, arrays = typed("Pow", (1, 3), array(3), np.full((1, 1), 2, np.float32))
+    assert graph(*arrays).shape == (1, 3)
+
+
 EMPTY = {
     "flatten": one("Flatten"),
     "flatten from the back": one("Flatten", axis=-1),
