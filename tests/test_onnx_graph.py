@@ -183,6 +183,113 @@ def test_numbers_that_become_sizes_are_looked_at_on_every_call():
         np.testing.assert_array_equal(y, x.reshape(sizes))
 
 
+def typed(op: str, out: Any, *arrays: np.ndarray, last: str = "") -> Any:
+    """A graph of one operator, or of two, and the arrays of any type that it takes."""
+    kinds = [onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for array in arrays]
+    values = [
+        onnx.helper.make_tensor_value_info(f"x{number}", kind, list(array.shape))
+        for number, (kind, array) in enumerate(zip(kinds, arrays, strict=True))
+    ]
+    nodes = [node(op, [value.name for value in values], ["a" if last else "y"])]
+    nodes += [node(last, ["a"], ["y"])] if last else []
+    y = onnx.helper.make_tensor_value_info("y", kinds[0], out)
+    graph = onnx.helper.make_graph(nodes, "test", values, [y])
+    sets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=sets, ir_version=8)
+    return cnnx.onnx.load(model), arrays
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_a_sum_of_integers_with_relu_can_be_frozen(dtype):
+    x = np.arange(-6, 6, dtype=dtype)
+    graph, arrays = typed("Add", (12,), x, x, last="Relu")
+    for found in (graph(*arrays), graph.freeze()(*arrays), graph(*arrays)):
+        np.testing.assert_array_equal(found, np.maximum(x + x, 0), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8"])
+def test_a_division_of_integers_drops_the_fraction(dtype):
+    kind = np.iinfo(dtype)
+    pairs = [(a, b) for a in (kind.min, kind.max, 7, 6) for b in (1, 2, 3)]
+    pairs += [(-7, 2), (7, -2), (-7, -2), (kind.min, -2)] if kind.min else []
+    x, y = np.array(pairs, dtype).T
+    graph, arrays = typed("Div", None, np.ascontiguousarray(x), np.ascontiguousarray(y))
+    want = [abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1) for a, b in pairs]  # Python's ints
+    np.testing.assert_array_equal(graph(*arrays), np.array(want, dtype), strict=True)
+
+
+def test_a_square_has_the_dimensions_of_both():
+    graph, arrays = typed("Pow", (1, 3), array(3), np.full((1, 1), 2, np.float32))
+    assert graph(*arrays).shape == (1, 3)
+
+
+EMPTY = {
+    "flatten": one("Flatten"),
+    "flatten from the back": one("Flatten", axis=-1),
+    "softmax of old sets": one("Softmax", axis=1),
+    "log softmax of old sets": one("LogSoftmax", axis=2),
+    "normalisation of rows": one("BatchNormalization", {name: np.ones(4, "f") for name in "sbmv"}),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_no_images_keep_their_other_sizes(name):
+    nodes, constants = EMPTY[name]
+    shape = (4, 5) if "rows" in name else (4, 5, 6)
+    graph = cnnx.onnx.load(model_of(nodes, {"x": ("N", *shape)}, ["y"], constants, opset=11))
+    for _ in range(2):
+        want = graph(np.ones((2, *shape), np.float32)).shape
+        y = graph(np.zeros((0, *shape), np.float32))
+        assert y.shape == (0, *want[1:])
+        if not graph.frozen:
+            assert graph.backward(y).shape == (0, *shape)
+        graph.freeze()
+
+
+def normal(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Batch normalisation by the batch's own statistics, without a shift."""
+    axes = (0, 2, 3)
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5) * scale
+
+
+# What takes an activation along, in the forms that another way than the kernel's computes: the
+# attributes, the shapes of x and of the constants, and the formula.
+STORED = {
+    "gemm alpha": ("Gemm", {"alpha": 0.5}, (3, 4), [(4, 5)], lambda x, w: 0.5 * (x @ w)),
+    "gemm beta": ("Gemm", {"beta": 2.0}, (3, 4), [(4, 5), (5,)], lambda x, w, b: x @ w + 2 * b),
+    "gemm row": ("Gemm", {}, (3, 4), [(4, 5), (1, 5)], lambda x, w, b: x @ w + b),
+    "gemm table": ("Gemm", {}, (3, 4), [(4, 5), (3, 5)], lambda x, w, b: x @ w + b),
+    "matmul stack": ("MatMul", {}, (2, 3, 4), [(2, 4, 5)], lambda x, w: x @ w),
+    "matmul vector": ("MatMul", {}, (4,), [(4, 5)], lambda x, w: x @ w),
+    "norm training": (
+        *("BatchNormalization", {"training_mode": 1}, (2, 3, 4, 4), [(3,)] * 4),
+        lambda x, scale, bias, *_: normal(x, scale.reshape(3, 1, 1)) + bias.reshape(3, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_an_activation_is_not_lost_where_the_kernel_does_not_store(name):
+    op, attributes, shape, shapes, formula = STORED[name]
+    rng = np.random.default_rng(3)
+    x, *constants = (rng.standard_normal(s).astype(np.float32) for s in (shape, *shapes))
+    given = {f"c{number}": constant for number, constant in enumerate(constants)}
+    kinds = {"Relu": lambda y: np.maximum(y, 0), "Sigmoid": lambda y: 1 / (1 + np.exp(-y))}
+    for last in ("Relu",) if op == "BatchNormalization" else kinds:
+        nodes = [node(op, ["x", *given], ["a"], **attributes), node(last, ["a"], ["y"])]
+        graph = cnnx.onnx.load(model_of(nodes, {"x": shape}, ["y"], given)).freeze()
+        want = kinds[last](formula(x.astype(np.float64), *constants))
+        for _ in range(2):  # the call that makes the plan, and one by it
+            np.testing.assert_allclose(graph(x), want, rtol=1e-5, atol=1e-5)  # of sums of 4 and 32
+
+
+def test_a_row_added_to_a_product_with_a_vector_is_not_lost():
+    w, b, x = array(4, 5), array(5), array(4)
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Add", ["a", "b"], ["y"])]
+    graph = cnnx.onnx.load(model_of(nodes, {"x": (4,)}, ["y"], {"w": w, "b": b})).freeze()
+    np.testing.assert_allclose(graph(x), x @ w + b, rtol=1e-5, atol=1e-5)
+
+
 KINDS = (
     *("Relu", "Sigmoid", "Tanh", "HardSwish", "Add", "Sub", "Mul", "Sum", "Clip", "Identity"),
     *("conv", "norm", "scale", "shift", "gate", "swish", "concat", "split", "views"),

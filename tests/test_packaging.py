@@ -6,8 +6,11 @@ import doctest
 import importlib
 import importlib.metadata
 import inspect
+import os
 import pkgutil
+import platform
 import re
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -75,6 +78,21 @@ def test_python_stays_without_its_lock(tmp_path: Path) -> None:
 )
 def test_one_module_for_every_python() -> None:
     assert ("abi3" in Path(KERNELS.__file__).suffixes[0]) is not FREE_THREADED
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="the static checks run on Linux")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no such kernels")
+def test_static_checks_see_every_kernel() -> None:
+    """What tools/check.sh compiles is what setup.py does: it reads names out of there."""
+    pytest.importorskip("setuptools")
+    script = Path(__file__).parents[1] / "tools" / "check.sh"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for its `python`
+    environment = {**os.environ, "PATH": path}
+    found = subprocess.run([script, "units"], capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
+    checked = re.findall(r"(?m)^cnnx/_csrc/isa_(\w+)\.c ", found.stdout)
+    assert checked == KERNELS.build_info()["instruction sets"]
 
 
 # ---------------------------------------------------------------------------- names

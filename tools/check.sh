@@ -16,6 +16,7 @@ security() { bandit --quiet --recursive cnnx; }
 # Everything that setup.py compiles for this machine, a line each: the file, then its flags.
 units() {
     CNNX_NO_EXTENSION=1 python - <<'END'
+import platform
 import runpy
 import sys
 import sysconfig
@@ -23,9 +24,9 @@ import sysconfig
 sys.argv = ["setup.py", "--quiet", "--name"]
 sys.stdout, lines = sys.stderr, sys.stdout
 build = runpy.run_path("setup.py")
-common = ["-std=gnu11", "-fopenmp", *(f"-D{name}" for name, _ in build["MACROS"])]
-folder = build["CSRC"]
-for isa, flags in build["FLAGS"].items():
+folder, target = build["CSRC"], platform.machine()
+common = ["-std=gnu11", "-fopenmp", f"-DCNNX_{target.upper()}"]
+for isa, flags in build["TARGETS"][target].items():
     print(folder / f"isa_{isa}.c", *common, *flags, file=lines)
 for name in ("dispatch.c", "pool.c"):
     print(folder / name, *common, file=lines)

@@ -7,6 +7,7 @@ comes. Where the result can be a view of the input it is one.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -118,9 +119,8 @@ def flatten(node: Node) -> Run:
     def run(x: Array) -> Array:
         if not -x.ndim <= axis <= x.ndim:
             raise ValueError(f"axis is {axis}, of {x.ndim} dimensions")
-        front = x.shape[: axis % x.ndim if axis < 0 else axis]
-        rows = int(np.prod(front, dtype=np.int64))
-        return x.reshape(rows, x.size // rows if rows else 0)
+        sizes, place = x.shape, axis % x.ndim if axis < 0 else axis
+        return x.reshape(prod(sizes[:place]), prod(sizes[place:]))
 
     return run
 

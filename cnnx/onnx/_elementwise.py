@@ -59,7 +59,11 @@ def add(node: Node) -> Run:
 def _alike(x: Array, y: Array) -> bool:
     """Whether the kernel of sums takes two arrays."""
     return (
-        x.shape == y.shape and x.dtype is y.dtype and x.flags.c_contiguous and y.flags.c_contiguous
+        x.shape == y.shape
+        and x.dtype is y.dtype
+        and x.dtype.kind == "f"
+        and x.flags.c_contiguous
+        and y.flags.c_contiguous
     )
 
 
@@ -71,7 +75,7 @@ def div(node: Node) -> Run:
             return np.divide(x, y, out=out)
         if not np.all(y):
             raise ValueError("a division of integers by 0")
-        return (np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))).astype(x.dtype)
+        return x // y + ((x % y != 0) & ((x < 0) != (y < 0)))  # -128 has no magnitude in int8
 
     return run
 
@@ -80,7 +84,7 @@ def power(node: Node) -> Run:
     """x ** y, in the dtype of x."""
 
     def run(x: Array, y: Array) -> Array:
-        if y.size == 1 and float(y.reshape(())) == 2.0:
+        if y.size == 1 and y.ndim <= x.ndim and float(y.reshape(())) == 2.0:
             return np.multiply(x, x)
         return np.power(x, y).astype(x.dtype)
 

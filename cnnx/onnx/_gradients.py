@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ def _batch_normalization(node: Node) -> Gradient:
 
     def run(call: Call) -> Sequence[Any]:
         x, scale, _, mean, var = call.inputs
-        shape = x.shape if x.ndim == 4 else (*x.shape[:2], -1, 1)
+        shape = x.shape if x.ndim == 4 else (*x.shape[:2], prod(x.shape[2:]), 1)
         grad_x, grad_scale, grad_bias = F.batch_norm2d_backward(
             call.grad.reshape(shape), x.reshape(shape), scale, mean, var, eps, False
         )
@@ -211,8 +212,9 @@ def _softmax(node: Node) -> Gradient:
         grad, x = call.grad, call.x
         if not flat or axis in (-1, x.ndim - 1):
             return (backward(grad, x, axis),)
-        rows = int(np.prod(x.shape[: axis % x.ndim], dtype=np.int64))
-        return (backward(grad.reshape(rows, -1), x.reshape(rows, -1), -1).reshape(x.shape),)
+        place = axis % x.ndim
+        rows = prod(x.shape[:place]), prod(x.shape[place:])
+        return (backward(grad.reshape(rows), x.reshape(rows), -1).reshape(x.shape),)
 
     return run
 

@@ -7,6 +7,7 @@ fault in an attribute is found when a model is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -202,11 +203,13 @@ def batch_normalization(node: Node) -> Run:
     def run(x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Any:
         shape = x.shape
         if x.ndim != 4:
-            x = x.reshape(*shape[:2], -1, 1)
+            x = x.reshape(*shape[:2], prod(shape[2:]), 1)
         if not training:
             out: Array = F.batch_norm2d(x, scale, bias, mean, var, eps, activation=activation)
             return out.reshape(shape)
-        out, batch_mean, batch_var = F.batch_norm2d(x, scale, bias, eps=eps, return_stats=True)
+        out, batch_mean, batch_var = F.batch_norm2d(
+            x, scale, bias, eps=eps, return_stats=True, activation=activation
+        )
         moved = [
             (old * momentum + new * (1 - momentum)).astype(old.dtype)
             for old, new in ((mean, batch_mean), (var, batch_var))
@@ -260,8 +263,9 @@ def softmax(node: Node) -> Run:
     def run(x: Array) -> Any:
         if not flat or axis in (-1, x.ndim - 1):
             return function(x, axis)
-        rows = int(np.prod(x.shape[: axis % x.ndim], dtype=np.int64))
-        return function(x.reshape(rows, -1), -1).reshape(x.shape)
+        place = axis % x.ndim
+        rows = x.reshape(prod(x.shape[:place]), prod(x.shape[place:]))
+        return function(rows, -1).reshape(x.shape)
 
     return run
 
@@ -283,6 +287,14 @@ def product(a: Array, b: Array, bias: Array | None = None, activation: str | Non
     return out
 
 
+def _activated(x: Array, kind: str | None) -> Array:
+    """Return activation(x) of a product that no kernel stored; integers have relu alone."""
+    if kind is None or x.dtype.kind != "f":
+        return x if kind is None else np.maximum(x, 0)
+    result: Array = {"relu": F.relu, "sigmoid": F.sigmoid, "tanh": F.tanh}[kind](x)
+    return result
+
+
 def gemm(node: Node) -> Run:
     """alpha * A' B' + beta * C, each of A and B transposed or not."""
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
@@ -293,7 +305,7 @@ def gemm(node: Node) -> Run:
         a, b = (a.T if transpose_a else a), (b.T if transpose_b else b)
         if a.dtype.kind != "f":
             out = alpha * (a @ b) + (0 if c is None else beta * c)
-            return out.astype(a.dtype)
+            return _activated(out.astype(a.dtype), activation)
         plain = alpha == 1.0 and beta == 1.0 and (c is None or c.shape == (b.shape[1],))
         if plain:
             return product(a, b, c, activation)
@@ -302,7 +314,7 @@ def gemm(node: Node) -> Run:
             out *= alpha
         if c is not None:
             out += c if beta == 1.0 else c * beta
-        return out
+        return _activated(out, activation)
 
     return run
 
@@ -314,7 +326,8 @@ def matmul(node: Node) -> Run:
     def run(a: Array, b: Array, bias: Array | None = None) -> Any:
         if b.ndim != 2 or a.ndim < 2 or a.dtype.kind != "f":
             require_room((*a.shape[:-1], b.shape[-1]))
-            return np.matmul(a, b)
+            out = np.matmul(a, b)
+            return _activated(out if bias is None else out + bias, activation)
         out = product(a.reshape(-1, a.shape[-1]), b, bias, activation)
         return out.reshape(*a.shape[:-1], b.shape[1])
 
