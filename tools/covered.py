@@ -78,7 +78,8 @@ def measure(build: str) -> Counts:
                 if source["file"] == "cnnx/_kernels.c":
                     if line["line_number"] in cython:
                         place, condition = cython[line["line_number"]]
-                        counts.add(place, line, condition)
+                        wrapper = line.get("function_name", "").startswith("__pyx_pw_")
+                        counts.add(place, line, condition and not wrapper)
                 elif source["file"].startswith("cnnx/"):
                     counts.add((source["file"], line["line_number"]), line)
     return counts
