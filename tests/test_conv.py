@@ -383,16 +383,20 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize(
-    ("groups", "kernel", "channels"), [(1, 3, 4), (1, 1, 4), (2, 3, 4), (4, 3, 4), (1, 3, 64)]
-)
+    ("groups", "kernel", "channels", "filters"),
+    [
+        (1, 3, 4, 8), (1, 1, 4, 8), (2, 3, 4, 8), (4, 3, 4, 8), (1, 3, 64, 8),
+        (3, 3, 3, 3), (21, 3, 21, 21),  # depthwise: vectors of pixels, and of channels
+    ],
+)  # fmt: skip
 def test_fused_activation(
-    groups: int, kernel: int, channels: int, with_bias: bool, activation: str,
+    groups: int, kernel: int, channels: int, filters: int, with_bias: bool, activation: str,
     implementation: str, dtype: Any, rng: np.random.Generator,
 ) -> None:  # fmt: skip
     # 64 channels of 3 x 3 take more than one pass over K: the activation must come after the last.
     x = naive.integers(rng, (2, channels, 5, 6), dtype, high=1)
-    weight = naive.integers(rng, (8, channels // groups, kernel, kernel), dtype, high=1)
-    bias = naive.integers(rng, (8,), dtype) if with_bias else None
+    weight = naive.integers(rng, (filters, channels // groups, kernel, kernel), dtype, high=1)
+    bias = naive.integers(rng, (filters,), dtype) if with_bias else None
     plain = cnnx.conv2d(x, weight, bias, padding=1, groups=groups)
     fused = cnnx.conv2d(x, weight, bias, padding=1, groups=groups, activation=activation)
     assert fused.dtype == dtype

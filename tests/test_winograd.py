@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import KERNELS, has_winograd
+from tolerances import ACTIVATION_ROUNDINGS, assert_close
 
 import cnnx
 
@@ -96,6 +97,22 @@ def test_error_and_bits(case: Any, forced_winograd: None, rng: np.random.Generat
         cnnx.set_num_threads(threads)
         for mine, first in zip(passes(x, weight, grad_out, options), one, strict=True):
             assert np.array_equal(mine, first)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+def test_fused_activation(activation: str, forced_winograd: None, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((2, 17, 9, 10), np.float32)
+    weight = rng.standard_normal((20, 17, 3, 3), np.float32) / 12  # sums of about 1
+    plain = cnnx.conv2d(x, weight, padding=1).astype(np.float64)
+    fused = cnnx.conv2d(x, weight, padding=1, activation=activation)
+    assert FAST.last_algorithm() == "winograd"
+    expected = {
+        "relu": np.maximum(plain, 0),
+        "sigmoid": 1 / (1 + np.exp(-plain)),
+        "tanh": np.tanh(plain),
+    }[activation]
+    # Both have rounded in the same way before the activation.
+    assert_close(fused, expected, ACTIVATION_ROUNDINGS[activation])
 
 
 def test_chosen_by_shape(rng: np.random.Generator) -> None:
