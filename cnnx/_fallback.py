@@ -350,6 +350,7 @@ _ACTIVATIONS: dict[str, Any] = {
     "tanh": lambda x, alpha: np.tanh(x),
     "gelu": lambda x, alpha: x * _normal_cdf(x),
     "silu": lambda x, alpha: x / (1 + np.exp(-x)),
+    "hard_swish": lambda x, alpha: x * np.clip(x + 3, 0, 6) * x.dtype.type(1 / 6),
 }
 
 _DERIVATIVES: dict[str, Any] = {  # at the input x
@@ -360,6 +361,9 @@ _DERIVATIVES: dict[str, Any] = {  # at the input x
     "tanh": lambda x, alpha: 1 - np.tanh(x) ** 2,
     "gelu": lambda x, alpha: _normal_cdf(x) + x * _normal_pdf(x),
     "silu": lambda x, alpha: _silu_derivative(x),
+    "hard_swish": lambda x, alpha: np.where(
+        x > -3, np.where(x < 3, x * x.dtype.type(1 / 3) + x.dtype.type(0.5), 1), 0
+    ),
 }
 
 _DERIVATIVES_FROM_OUTPUT: dict[str, Any] = {

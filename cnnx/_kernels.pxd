@@ -18,6 +18,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         CNNX_RELU6
         CNNX_GELU
         CNNX_SILU
+        CNNX_HARD_SWISH
         CNNX_CHUNK
         CNNX_COLUMNS
 

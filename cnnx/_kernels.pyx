@@ -318,6 +318,8 @@ def empty_cache():
 cdef dict ACTIVATIONS = {
     None: CNNX_NONE, "relu": CNNX_RELU, "sigmoid": CNNX_SIGMOID, "tanh": CNNX_TANH,
     "leaky_relu": CNNX_LEAKY_RELU, "relu6": CNNX_RELU6, "gelu": CNNX_GELU, "silu": CNNX_SILU,
+    "hard_swish": CNNX_HARD_SWISH,
+    "hard_swish": CNNX_HARD_SWISH,
 }
 
 
@@ -411,7 +413,8 @@ cdef int run_elementwise(cnnx_task task, cnnx_elementwise *p, cnp.ndarray x, cnp
                          double alpha) except -1:
     p.x, p.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(y)
     p.n, p.kind, p.alpha = cnp.PyArray_SIZE(x), ACTIVATIONS[kind], alpha
-    cdef int64_t cost = MOVE if p.kind in (CNNX_NONE, CNNX_RELU, CNNX_LEAKY_RELU, CNNX_RELU6) else CALL
+    cdef bint moves = p.kind in (CNNX_NONE, CNNX_RELU, CNNX_LEAKY_RELU, CNNX_RELU6, CNNX_HARD_SWISH)
+    cdef int64_t cost = MOVE if moves else CALL
     return run(task, p, (p.n + CNNX_CHUNK - 1) // CNNX_CHUNK, 0, threads_for(cost * p.n))
 
 

@@ -93,6 +93,14 @@ def test_the_normalisations_are_gone() -> None:
     assert model[0].activation is None
 
 
+def test_silu_is_stored_by_the_convolution(implementation: str) -> None:
+    model = cnnx.Sequential(cnnx.Conv2D(2, 9, 3, dtype="float64", rng=0), cnnx.SiLU()).eval()
+    known = model(images())
+    model.freeze()
+    assert_allclose(model(images()), known, rtol=0, atol=1e-14)  # numbers below 4, one function
+    assert len(model._kept) == 1
+
+
 def test_a_mismatch_is_still_told() -> None:
     model = cnnx.Sequential(cnnx.Conv2D(2, 3, 3), cnnx.BatchNorm2D(1)).freeze()
     with pytest.raises(ValueError, match="weight has shape"):

@@ -80,7 +80,11 @@ static inline T FN(tanh)(T x) { return TANH(x); }
 #define BELOW(v, limit, a, b) ((v) < (limit) ? (a) : (b))
 #endif
 
+static inline V FN(larger)(V a, V b) { return ABOVE(b, a, b, a); } /* keeps a where b is NaN */
+
 static inline V FN(relu6)(V v) { return FN(relu)(ABOVE(v, 6, (V){0} + 6, v)); }
+
+static inline V FN(hard_swish)(V v) { return v * FN(relu6)(v + 3) * (T)(1.0 / 6); }
 
 static inline V FN(sigmoid)(V v) { return 1 / (1 + FN(exp)(-v)); }
 
@@ -112,6 +116,7 @@ static ALWAYS_INLINE V FN(activate_vector)(V v, const int kind, T alpha)
     case CNNX_TANH: return FN(tanh)(v);
     case CNNX_GELU: return (T)0.5 * v * FN(twice_normal)(v);
     case CNNX_SILU: return v / (1 + FN(exp)(-v));
+    case CNNX_HARD_SWISH: return FN(hard_swish)(v);
     default: return v;
     }
 }
@@ -128,6 +133,7 @@ static ALWAYS_INLINE V FN(slope_vector)(V v, const int kind, T alpha)
     case CNNX_TANH: { const V t = FN(tanh)(v); return 1 - t * t; }
     case CNNX_GELU: return (T)0.5 * FN(twice_normal)(v) + v * INV_SQRT_2PI * FN(exp)(-(T)0.5 * v * v);
     case CNNX_SILU: { const V s = FN(sigmoid)(v); return s * (1 + v * (1 - s)); }
+    case CNNX_HARD_SWISH: return ABOVE(v, -3, BELOW(v, 3, v * (T)(1.0 / 3) + (T)0.5, one), zero);
     default: return one;
     }
 }
@@ -146,6 +152,7 @@ static ALWAYS_INLINE V FN(slope_from_output)(V y, const int kind)
 
 static NOINLINE V FN(fused_sigmoid)(V v) { return FN(sigmoid)(v); }
 static NOINLINE V FN(fused_tanh)(V v) { return FN(tanh)(v); }
+static NOINLINE V FN(fused_silu)(V v) { return v / (1 + FN(exp)(-v)); }
 
 /* What a convolution fuses. One number gets the bits it would get in a vector: which of the two it is depends
  * on where tiles end, and with that on the number of threads. */
@@ -155,6 +162,8 @@ static inline V FN(fused)(V v, int activation)
     case CNNX_RELU: return FN(relu)(v);
     case CNNX_SIGMOID: return FN(fused_sigmoid)(v);
     case CNNX_TANH: return FN(fused_tanh)(v);
+    case CNNX_SILU: return FN(fused_silu)(v);
+    case CNNX_HARD_SWISH: return FN(hard_swish)(v);
     case CNNX_RELU6: return FN(relu6)(v);
     default: return v;
     }

@@ -32,6 +32,7 @@ static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
     case CNNX_TANH: EACH_VECTOR(call(CNNX_TANH));                                                      \
     case CNNX_GELU: EACH_VECTOR(call(CNNX_GELU));                                                      \
     case CNNX_SILU: EACH_VECTOR(call(CNNX_SILU));                                                      \
+    case CNNX_HARD_SWISH: EACH_VECTOR(call(CNNX_HARD_SWISH));                                          \
     }
 
 static void FN(activation)(const void *problem, int64_t task, void *scratch)
@@ -79,24 +80,57 @@ static void FN(add)(const void *problem, int64_t task, void *scratch)
 #undef EACH_KIND
 #undef EACH_VECTOR
 
+/* The largest of n numbers; where one of them is NaN, any, for the sum of exponentials is NaN then. */
+static T FN(largest)(const T *x, int64_t n)
+{
+    T top = x[0];
+    int64_t k = 0;
+    if (n >= VL) {
+        V most = *(const VU *)x;
+        for (k = VL; k + VL <= n; k += VL) most = FN(larger)(most, *(const VU *)(x + k));
+        T lane[VL];
+        *(VU *)lane = most;
+        for (int l = 0; l < VL; l++)
+            if (lane[l] > top) top = lane[l];
+    }
+    for (; k < n; k++)
+        if (x[k] > top) top = x[k];
+    return top;
+}
+
+/* The sum of exp(x[k] - top), which y keeps. Vectors add up 64 numbers a lane, doubles the rest. */
+static double FN(exponentials)(const T *x, int64_t n, T top, T *y)
+{
+    double total = 0;
+    int64_t k = 0;
+    while (k + VL <= n) {
+        V sum = {0};
+        for (int64_t end = k + 64 * VL; k + VL <= n && k < end; k += VL) {
+            const V e = FN(exp)(*(const VU *)(x + k) - top);
+            *(VU *)(y + k) = e;
+            sum += e;
+        }
+        total += (double)FN(sum_lanes)(sum);
+    }
+    if (k == n) return total;
+    T lane[VL] = {0};
+    memcpy(lane, x + k, (size_t)(n - k) * sizeof(T));
+    *(VU *)lane = FN(exp)(*(const VU *)lane - top);
+    memcpy(y + k, lane, (size_t)(n - k) * sizeof(T));
+    for (int64_t l = 0; l < n - k; l++) total += (double)lane[l];
+    return total;
+}
+
 static void FN(softmax)(const void *problem, int64_t task, void *scratch)
 {
     const cnnx_softmax *p = problem;
     (void)scratch;
-    const T *x = (const T *)p->x + task * p->classes;
+    const T *x = (const T *)p->x + task * p->classes, top = FN(largest)(x, p->classes);
     T *y = (T *)p->y + task * p->classes;
-    T top = x[0];
-    double sum = 0;
-    for (int64_t k = 1; k < p->classes; k++)
-        if (x[k] > top) top = x[k];
-    for (int64_t k = 0; k < p->classes; k++) {
-        const T e = EXP(x[k] - top);
-        y[k] = p->log ? x[k] - top : e;
-        sum += e;
-    }
+    const double sum = FN(exponentials)(x, p->classes, top, y);
     if (p->log) {
         const T shift = (T)log(sum);
-        for (int64_t k = 0; k < p->classes; k++) y[k] -= shift;
+        for (int64_t k = 0; k < p->classes; k++) y[k] = x[k] - top - shift;
     } else {
         const T scale = (T)sum;
         for (int64_t k = 0; k < p->classes; k++) y[k] /= scale;
@@ -116,30 +150,13 @@ static void FN(softmax_backward)(const void *problem, int64_t task, void *scratc
         to[k] = p->log ? g[k] - EXP(y[k]) * total : y[k] * (g[k] - total);
 }
 
-/* The sum of exp(x[k] - top), which y keeps. */
-static double FN(exponentials)(const T *x, int64_t n, T top, T *y)
-{
-    V sum = {0};
-    for (int64_t k = 0; k < n; k += VL) {
-        const int64_t some = n - k < VL ? n - k : VL;
-        T lane[VL] = {0};
-        memcpy(lane, x + k, (size_t)some * sizeof(T));
-        *(VU *)lane = FN(exp)(*(const VU *)lane - top);
-        for (int64_t l = some; l < VL; l++) lane[l] = 0;
-        memcpy(y + k, lane, (size_t)some * sizeof(T));
-        sum += *(const VU *)lane;
-    }
-    return (double)FN(sum_lanes)(sum);
-}
-
 static void FN(cross_entropy)(const void *problem, int64_t task, void *scratch)
 {
     const cnnx_softmax *p = problem;
     (void)scratch;
     const T *x = (const T *)p->x + task * p->classes;
-    T *y = (T *)p->y + task * p->classes, top = x[0];
-    for (int64_t k = 1; k < p->classes; k++)
-        if (x[k] > top) top = x[k];
+    T *y = (T *)p->y + task * p->classes;
+    const T top = FN(largest)(x, p->classes);
     const double sum = FN(exponentials)(x, p->classes, top, y), shift = (double)top + log(sum);
     const double rows = (double)p->rows, kept = 1 - p->smoothing, even = p->smoothing / (double)p->classes;
     if (p->labels && even == 0) { /* most classes are not wanted at all */

@@ -30,7 +30,8 @@ def _like(x: Array) -> Array:
     return empty(x.shape, x) if x.ndim <= 8 else empty((x.size,), x).reshape(x.shape)
 
 
-def _forward(kind: str, x: Array, alpha: float = 0.0) -> Array:
+def forward(kind: str, x: Array, alpha: float = 0.0) -> Array:
+    """Return an activation of x, by its name."""
     (x,) = floats(_X, x)
     _check_sizes(x)
     out = _like(x)
@@ -39,7 +40,8 @@ def _forward(kind: str, x: Array, alpha: float = 0.0) -> Array:
     return out
 
 
-def _backward(kind: str, grad_out: Array, x: Array, alpha: float = 0.0) -> Array:
+def backward(kind: str, grad_out: Array, x: Array, alpha: float = 0.0) -> Array:
+    """Return the gradient through an activation of x, by its name."""
     grad_out, x = floats(_GRAD_AND_X, grad_out, x)
     _check_sizes(x)
     require_shape("grad_out", grad_out, x.shape, "the shape of x")
@@ -102,7 +104,7 @@ def relu(x: Array) -> Array:
     >>> cnnx.relu(np.array([-1.0, 0.0, 2.0]))
     array([0., 0., 2.])
     """
-    return _forward("relu", x)
+    return forward("relu", x)
 
 
 def relu_backward(grad_out: Array, x: Array) -> Array:
@@ -130,7 +132,7 @@ def relu_backward(grad_out: Array, x: Array) -> Array:
     >>> cnnx.relu_backward(np.array([5.0, 5.0, 5.0]), np.array([-1.0, 0.0, 2.0]))
     array([0., 0., 5.])
     """
-    return _backward("relu", grad_out, x)
+    return backward("relu", grad_out, x)
 
 
 def leaky_relu(x: Array, slope: float = 0.01) -> Array:
@@ -158,7 +160,7 @@ def leaky_relu(x: Array, slope: float = 0.01) -> Array:
     >>> cnnx.leaky_relu(np.array([-1.0, 2.0]), slope=0.1)
     array([-0.1,  2. ])
     """
-    return _forward("leaky_relu", x, number(slope, "slope"))
+    return forward("leaky_relu", x, number(slope, "slope"))
 
 
 def leaky_relu_backward(grad_out: Array, x: Array, slope: float = 0.01) -> Array:
@@ -186,7 +188,7 @@ def leaky_relu_backward(grad_out: Array, x: Array, slope: float = 0.01) -> Array
     >>> cnnx.leaky_relu_backward(np.array([5.0, 5.0]), np.array([-1.0, 2.0]), slope=0.1)
     array([0.5, 5. ])
     """
-    return _backward("leaky_relu", grad_out, x, number(slope, "slope"))
+    return backward("leaky_relu", grad_out, x, number(slope, "slope"))
 
 
 def relu6(x: Array) -> Array:
@@ -212,7 +214,7 @@ def relu6(x: Array) -> Array:
     >>> cnnx.relu6(np.array([-1.0, 2.0, 7.0]))
     array([0., 2., 6.])
     """
-    return _forward("relu6", x)
+    return forward("relu6", x)
 
 
 def relu6_backward(grad_out: Array, x: Array) -> Array:
@@ -240,7 +242,7 @@ def relu6_backward(grad_out: Array, x: Array) -> Array:
     >>> cnnx.relu6_backward(np.array([5.0, 5.0, 5.0]), np.array([-1.0, 2.0, 7.0]))
     array([0., 5., 0.])
     """
-    return _backward("relu6", grad_out, x)
+    return backward("relu6", grad_out, x)
 
 
 def sigmoid(x: Array) -> Array:
@@ -266,7 +268,7 @@ def sigmoid(x: Array) -> Array:
     >>> cnnx.sigmoid(np.array([-1000.0, 0.0, 1000.0]))
     array([0. , 0.5, 1. ])
     """
-    return _forward("sigmoid", x)
+    return forward("sigmoid", x)
 
 
 def sigmoid_backward(grad_out: Array, x: Array) -> Array:
@@ -294,7 +296,7 @@ def sigmoid_backward(grad_out: Array, x: Array) -> Array:
     >>> cnnx.sigmoid_backward(np.array([4.0]), np.array([0.0]))
     array([1.])
     """
-    return _backward("sigmoid", grad_out, x)
+    return backward("sigmoid", grad_out, x)
 
 
 def tanh(x: Array) -> Array:
@@ -320,7 +322,7 @@ def tanh(x: Array) -> Array:
     >>> cnnx.tanh(np.array([0.0, 1000.0]))
     array([0., 1.])
     """
-    return _forward("tanh", x)
+    return forward("tanh", x)
 
 
 def tanh_backward(grad_out: Array, x: Array) -> Array:
@@ -348,7 +350,7 @@ def tanh_backward(grad_out: Array, x: Array) -> Array:
     >>> cnnx.tanh_backward(np.array([4.0]), np.array([0.0]))
     array([4.])
     """
-    return _backward("tanh", grad_out, x)
+    return backward("tanh", grad_out, x)
 
 
 def gelu(x: Array) -> Array:
@@ -374,7 +376,7 @@ def gelu(x: Array) -> Array:
     >>> cnnx.gelu(np.array([-1.0, 0.0, 1.0])).round(4)
     array([-0.1587,  0.    ,  0.8413])
     """
-    return _forward("gelu", x)
+    return forward("gelu", x)
 
 
 def gelu_backward(grad_out: Array, x: Array) -> Array:
@@ -402,7 +404,7 @@ def gelu_backward(grad_out: Array, x: Array) -> Array:
     >>> cnnx.gelu_backward(np.array([2.0]), np.array([0.0]))
     array([1.])
     """
-    return _backward("gelu", grad_out, x)
+    return backward("gelu", grad_out, x)
 
 
 def silu(x: Array) -> Array:
@@ -428,7 +430,7 @@ def silu(x: Array) -> Array:
     >>> cnnx.silu(np.array([-1.0, 0.0, 1.0])).round(4)
     array([-0.2689,  0.    ,  0.7311])
     """
-    return _forward("silu", x)
+    return forward("silu", x)
 
 
 def silu_backward(grad_out: Array, x: Array) -> Array:
@@ -456,4 +458,4 @@ def silu_backward(grad_out: Array, x: Array) -> Array:
     >>> cnnx.silu_backward(np.array([2.0]), np.array([0.0]))
     array([1.])
     """
-    return _backward("silu", grad_out, x)
+    return backward("silu", grad_out, x)

@@ -17,16 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from cnnx.layers.activation import ReLU, ReLU6, Sigmoid, Tanh
+from cnnx.layers.activation import ReLU, ReLU6, Sigmoid, SiLU, Tanh
 from cnnx.layers.base import Array
 from cnnx.layers.conv import Conv2D
 from cnnx.layers.dense import Dense
 from cnnx.layers.norm import BatchNorm2D
 from cnnx.layers.shape import Flatten
 
-_NAMES: dict[type, str] = {ReLU: "relu", ReLU6: "relu6", Sigmoid: "sigmoid", Tanh: "tanh"}
+_NAMES: dict[type, str] = {
+    ReLU: "relu",
+    ReLU6: "relu6",
+    Sigmoid: "sigmoid",
+    SiLU: "silu",
+    Tanh: "tanh",
+}
 _FUSIBLE: dict[type, tuple[str, ...]] = {  # what each layer's kernel can apply as it stores
-    Conv2D: ("relu", "relu6", "sigmoid", "tanh"),
+    Conv2D: ("relu", "relu6", "sigmoid", "silu", "tanh"),
     Dense: ("relu", "sigmoid", "tanh"),
     BatchNorm2D: ("relu", "relu6"),
 }

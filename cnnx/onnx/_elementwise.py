@@ -12,6 +12,7 @@ import numpy as np
 
 from cnnx import _dispatch
 from cnnx import functional as F
+from cnnx.functional._activation import forward
 from cnnx.functional._arguments import empty
 from cnnx.onnx._images import Run
 from cnnx.onnx._program import Array, Node
@@ -108,7 +109,13 @@ def extreme(node: Node) -> Run:
 
 def activation(node: Node) -> Run:
     """Those that have no attributes."""
-    return {"Relu": relu, "Sigmoid": F.sigmoid, "Tanh": F.tanh, "SiLU": F.silu}[node.op]
+    functions = {"Sigmoid": F.sigmoid, "Tanh": F.tanh, "SiLU": F.silu, "HardSwish": hard_swish}
+    return {**functions, "Relu": relu}[node.op]
+
+
+def hard_swish(x: Array) -> Array:
+    """x times its hard sigmoid, of slope 1/6."""
+    return forward("hard_swish", x)
 
 
 def relu(x: Array) -> Array:
@@ -175,19 +182,5 @@ def hard_sigmoid(node: Node) -> Run:
         out = np.multiply(x, alpha, out=out)
         out += beta
         return np.clip(out, 0, 1, out=out)
-
-    return run
-
-
-def hard_swish(node: Node) -> Run:
-    """x times its hard sigmoid, of slope 1/6."""
-
-    def run(x: Array) -> Any:
-        gate = empty(x.shape, x)
-        np.add(x, 3, out=gate)
-        np.clip(gate, 0, 6, out=gate)  # a third of the time of maximum and minimum with a number
-        gate *= 1 / 6
-        gate *= x
-        return gate
 
     return run

@@ -18,14 +18,20 @@ from cnnx.onnx._program import Array, Node, Program, needed
 
 # What each operator can apply to its result as it stores it, by the names of `functional`.
 _STORED = {
-    "Conv": ("relu", "relu6", "sigmoid", "tanh"),
+    "Conv": ("relu", "relu6", "sigmoid", "tanh", "silu", "hard_swish"),
     "Gemm": ("relu", "sigmoid", "tanh"),
     "MatMul": ("relu", "sigmoid", "tanh"),
     "BatchNormalization": ("relu", "relu6"),
     "Add": ("relu",),
     "Sum": ("relu",),
 }
-_ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
+_ACTIVATIONS = {
+    "Relu": "relu",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "SiLU": "silu",
+    "HardSwish": "hard_swish",
+}
 
 
 def fuse(program: Program) -> Program:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from cnnx import functional as F
+from cnnx.functional._activation import backward as activation_backward
 from cnnx.onnx import _arrays as arrays
 from cnnx.onnx import _images as images
 from cnnx.onnx._elementwise import slopes
@@ -253,11 +255,6 @@ def _hard_sigmoid_slope(node: Node, call: Call) -> Any:
     return _between(alpha * call.x + beta, 0, 1) * call.x.dtype.type(alpha)
 
 
-def _hard_swish_slope(node: Node, call: Call) -> Any:
-    x = call.x
-    return (x >= 3) + _between(x, -3, 3) * (x / 3 + 0.5).astype(x.dtype)
-
-
 def _broadcast(
     parts: Callable[[Array, Sequence[Any]], Sequence[Any]],
 ) -> Callable[[Node], Gradient]:
@@ -386,7 +383,7 @@ GRADIENTS: dict[str, Callable[[Node], Gradient]] = {
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
     "HardSigmoid": _elementwise(_hard_sigmoid_slope),
-    "HardSwish": _elementwise(_hard_swish_slope),
+    "HardSwish": _function(partial(activation_backward, "hard_swish")),
     "Identity": _reshaped,
     "LRN": _lrn,
     "LeakyRelu": lambda node: (

@@ -35,7 +35,7 @@ OPERATORS: dict[str, Callable[[Node], Run]] = {
     "Gemm": images.gemm,
     "GlobalAveragePool": images.global_average_pool,
     "HardSigmoid": elementwise.hard_sigmoid,
-    "HardSwish": elementwise.hard_swish,
+    "HardSwish": elementwise.activation,
     "Identity": arrays.identity,
     "LRN": images.lrn,
     "LeakyRelu": elementwise.leaky_relu,
