@@ -290,6 +290,16 @@ def test_a_row_added_to_a_product_with_a_vector_is_not_lost():
     np.testing.assert_allclose(graph(x), x @ w + b, rtol=1e-5, atol=1e-5)
 
 
+def test_a_row_may_be_a_view():
+    w, c, x = array(3, 4), array(8), array(2, 3)
+    constants = {"w": w, "s": ints(-1), "e": ints(-(2**31)), "a": ints(0), "d": ints(-2)}
+    nodes = [node("Slice", ["c", "s", "e", "a", "d"], ["row"])]
+    nodes += [node("Gemm", ["x", "w", "row"], ["y"])]
+    graph = cnnx.onnx.load(model_of(nodes, {"x": (2, 3), "c": (8,)}, ["y"], constants))
+    for found in (graph(x, c), graph.freeze()(x, c), graph(x, c)):
+        np.testing.assert_allclose(found, x @ w + c[::-2], rtol=1e-5, atol=1e-5)
+
+
 KINDS = (
     *("Relu", "Sigmoid", "Tanh", "HardSwish", "Add", "Sub", "Mul", "Sum", "Clip", "Identity"),
     *("conv", "norm", "scale", "shift", "gate", "swish", "concat", "split", "views"),
