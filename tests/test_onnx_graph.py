@@ -218,6 +218,13 @@ def test_a_division_of_integers_drops_the_fraction(dtype):
     np.testing.assert_array_equal(graph(*arrays), np.array(want, dtype), strict=True)
 
 
+@pytest.mark.parametrize("op", ["HardSwish", "Sigmoid", "Erf"])
+def test_an_activation_of_integers_is_one_clear_error(op):
+    graph, arrays = typed(op, (3,), ints(1, 2, 3))
+    with pytest.raises(ValueError, match=f"{op} 'y': x is an array of int64"):
+        graph(*arrays)
+
+
 def test_a_square_has_the_dimensions_of_both():
     graph, arrays = typed("Pow", (1, 3), array(3), np.full((1, 1), 2, np.float32))
     assert graph(*arrays).shape == (1, 3)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnx import _dispatch
 from cnnx import functional as F
-from cnnx.functional._arguments import empty
+from cnnx.functional._arguments import empty, floating
 from cnnx.onnx._images import Run
 from cnnx.onnx._program import Array, Node
 
@@ -183,6 +183,7 @@ def hard_swish(node: Node) -> Run:
     """x times its hard sigmoid, of slope 1/6."""
 
     def run(x: Array) -> Any:
+        x = floating("x", x)
         gate = empty(x.shape, x)
         np.add(x, 3, out=gate)
         np.clip(gate, 0, 6, out=gate)  # a third of the time of maximum and minimum with a number
