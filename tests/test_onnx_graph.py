@@ -218,6 +218,13 @@ def test_a_division_of_integers_drops_the_fraction(dtype):
     np.testing.assert_array_equal(graph(*arrays), np.array(want, dtype), strict=True)
 
 
+@pytest.mark.parametrize("op", ["HardSwish", "Sigmoid", "Erf"])
+def test_an_activation_of_integers_is_one_clear_error(op):
+    graph, arrays = typed(op, (3,), ints(1, 2, 3))
+    with pytest.raises(ValueError, match=f"{op} 'y': x is an array of int64"):
+        graph(*arrays)
+
+
 def test_a_square_has_the_dimensions_of_both():
     graph, arrays = typed("Pow", (1, 3), array(3), np.full((1, 1), 2, np.float32))
     assert graph(*arrays).shape == (1, 3)
@@ -288,6 +295,16 @@ def test_a_row_added_to_a_product_with_a_vector_is_not_lost():
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Add", ["a", "b"], ["y"])]
     graph = cnnx.onnx.load(model_of(nodes, {"x": (4,)}, ["y"], {"w": w, "b": b})).freeze()
     np.testing.assert_allclose(graph(x), x @ w + b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_may_be_a_view():
+    w, c, x = array(3, 4), array(8), array(2, 3)
+    constants = {"w": w, "s": ints(-1), "e": ints(-(2**31)), "a": ints(0), "d": ints(-2)}
+    nodes = [node("Slice", ["c", "s", "e", "a", "d"], ["row"])]
+    nodes += [node("Gemm", ["x", "w", "row"], ["y"])]
+    graph = cnnx.onnx.load(model_of(nodes, {"x": (2, 3), "c": (8,)}, ["y"], constants))
+    for found in (graph(x, c), graph.freeze()(x, c), graph(x, c)):
+        np.testing.assert_allclose(found, x @ w + c[::-2], rtol=1e-5, atol=1e-5)
 
 
 KINDS = (

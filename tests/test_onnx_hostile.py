@@ -146,6 +146,17 @@ def test_constants_that_are_gigantic_together(monkeypatch):
             cnnx.onnx.load(data)
 
 
+def test_a_row_of_smaller_numbers_is_not_read_beyond_its_end():
+    data = model_of(
+        [node("Gemm", ["x", "w", "c"], ["y"])],
+        {"x": (2, 3)},
+        ["y"],
+        {"w": np.zeros((3, 4)), "c": np.ones(4, np.float32)},  # as float64 it would end halfway
+    )
+    with pytest.raises(ValueError, match="C is float32 of shape"):
+        cnnx.onnx.load(data)(np.ones((2, 3)))
+
+
 def test_a_tensor_that_says_it_is_gigantic():
     model = proto(model_of([node("Add", ["x", "c"], ["y"])], X, ["y"], {"c": np.ones(1, "f4")}))
     model.graph.initializer[0].dims[:] = [2**40, 2**40]

@@ -22,6 +22,7 @@ from cnnx.onnx._program import Array, Node, require_room
 Run = Callable[..., Any]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
+_ROW = (("C", 1, "(N,)", True),)
 _MATRICES = (("A", 2, "(M, K)", True), ("B", 2, "(K, N)", True))
 
 
@@ -273,6 +274,12 @@ def product(a: Array, b: Array, bias: Array | None = None, activation: str | Non
             f"A is {a.dtype} of shape {a.shape}, B is {b.dtype} of shape {b.shape}, expected "
             "(M, K) and (K, N) of one dtype"
         )
+    if bias is not None:
+        (bias,) = floats(_ROW, bias)
+        if bias.dtype != a.dtype or bias.shape != b.shape[1:]:
+            raise ValueError(
+                f"C is {bias.dtype} of shape {bias.shape}, expected {a.dtype} of {b.shape[1:]}"
+            )
     out = empty((a.shape[0], b.shape[1]), a)
     if a.shape[0]:
         _dispatch.backend().matmul(a, b, bias, activation, out)
