@@ -36,6 +36,28 @@ IMAGE = (2, 4, 5, 6)
 # Each operator that has a gradient, in the forms that take another way through the code.
 NODES = {
     "conv": one("Conv", {"w": array(6, 2, 3, 3), "b": array(6)}, group=2, pads=[1, 0, 2, 1]),
+    "scale and shift before a conv of groups": (
+        [
+            node("Conv", ["x", "v"], ["c"]),
+            node("Sigmoid", ["c"], ["r"]),
+            node("Mul", ["r", "s"], ["m"]),
+            node("Add", ["m", "t"], ["a"]),
+            node("Conv", ["a", "w", "b"], ["y"], group=2),
+        ],
+        {
+            **{"v": array(4, 4, 1, 1), "s": array(4, 1, 1), "t": array(4, 1, 1)},
+            **{"w": array(6, 2, 2, 1), "b": array(6)},
+        },
+    ),
+    "scale and shift before a conv with padding": (
+        [
+            node("Conv", ["x", "v"], ["c"]),
+            node("Sigmoid", ["c"], ["r"]),
+            node("Add", ["r", "t"], ["a"]),
+            node("Conv", ["a", "w"], ["y"], pads=[0, 0, 0, 1]),
+        ],
+        {"v": array(4, 4, 1, 1), "t": array(4, 1, 1), "w": array(3, 4, 1, 1)},
+    ),
     "conv same upper": one("Conv", {"w": array(3, 4, 2, 3)}, auto_pad="SAME_UPPER", strides=[2, 2]),
     "conv same lower": one("Conv", {"w": array(3, 4, 2, 2)}, auto_pad="SAME_LOWER"),
     "conv transpose": one("ConvTranspose", {"w": array(4, 3, 3, 3)}, strides=[2, 2], pads=[1] * 4),
@@ -305,6 +327,18 @@ def test_a_row_may_be_a_view():
     graph = cnnx.onnx.load(model_of(nodes, {"x": (2, 3), "c": (8,)}, ["y"], constants))
     for found in (graph(x, c), graph.freeze()(x, c), graph(x, c)):
         np.testing.assert_allclose(found, x @ w + c[::-2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_that_comes_as_an_input_is_looked_at_on_every_call():
+    nodes = [node("Conv", ["x", "w", "b"], ["y"])]
+    shapes = {"x": IMAGE, "b": ("N",)}
+    graph = cnnx.onnx.load(model_of(nodes, shapes, ["y"], {"w": array(6, 4, 1, 1)})).freeze()
+    x, bias = image(), array(6)
+    for _ in range(2):
+        want = graph(x, 0 * bias) + bias[:, None, None]
+        np.testing.assert_allclose(graph(x, bias), want, rtol=0, atol=1e-6)  # one rounding
+    with pytest.raises(ValueError, match="bias has shape"):
+        graph(x, bias[:3])
 
 
 KINDS = (

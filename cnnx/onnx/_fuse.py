@@ -37,7 +37,7 @@ _ACTIVATIONS = {
 def fuse(program: Program) -> Program:
     """Return a program that computes the same in fewer steps, for constants that do not change."""
     draft = _Draft(program)
-    for rule in (_forget, _mean, _gate, _scale, _bias, _pad, _activate, _lay_out):
+    for rule in (_forget, _mean, _gate, _scale, _absorb, _bias, _pad, _activate, _lay_out):
         draft.apply(rule)
     return draft.program()
 
@@ -307,6 +307,38 @@ def _scale(draft: _Draft, node: Node) -> bool:
     return True
 
 
+def _absorb(draft: _Draft, node: Node) -> bool:
+    """Put the scale and shift of what a convolution without padding takes into it."""
+    giver = draft.givers.get(node.inputs[0]) if node.op == "Conv" else None
+    if giver is None or giver.get("activation") or draft.only_taker(giver) is not node:
+        return False
+    before = None if giver.op == "Conv" else _affine(draft, giver)
+    own = None if before is None else _affine(draft, node)
+    padded = any(node.get("pads") or ()) or node.get("auto_pad", "NOTSET").startswith("SAME")
+    if before is None or own is None or padded or not draft.alive(node):
+        return False
+    (scale, shift, channels), (weight, bias, filters) = before, own
+    groups = node.get("group", 1)
+    if groups < 1 or channels != weight.shape[1] * groups or filters % groups:
+        return False
+    if bias.shape != (filters,):
+        return False
+    # A filter of group g meets the channels of that group alone.
+    scale, shift = (
+        np.repeat(array.reshape(groups, -1), filters // groups, 0)[..., None, None]
+        for array in (np.broadcast_to(scale, (channels,)), np.broadcast_to(shift, (channels,)))
+    )
+    name, kind = node.outputs[0], draft.constants[node.inputs[1]].dtype
+    x = next(name for name in giver.inputs if name not in draft.constants)
+    new_bias = bias + (weight * shift).sum((1, 2, 3))
+    node.inputs = [
+        x,
+        draft.add(f"{name}.weight", (weight * scale).astype(kind)),
+        draft.add(f"{name}.bias", new_bias.astype(kind)),
+    ]
+    return True
+
+
 def _affine(draft: _Draft, node: Node) -> tuple[Array, Array, int] | None:
     """Return weight, bias and channels, in float64, of what can take in a scale and a shift."""
     if node.op == "Conv":
@@ -423,7 +455,7 @@ def _activate(draft: _Draft, node: Node) -> bool:
 
 def _lay_out(draft: _Draft, node: Node) -> bool:
     """Keep the packed weights of a convolution, and a matrix as its product reads it."""
-    if node.op == "Conv" and not node.get("frozen") and node.inputs[1] in draft.constants:
+    if node.op == "Conv" and draft.constants.keys() >= {*filter(None, node.inputs[1:])}:
         node.attributes["frozen"] = 1
     if node.op == "Gemm" and node.get("transB", 0) and node.inputs[1] in draft.constants:
         weight = draft.constants[node.inputs[1]]
