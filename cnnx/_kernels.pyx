@@ -101,12 +101,6 @@ def use_isa(name):
     raise ValueError(f"instruction set is {name!r}, expected one of {available_isas()}")
 
 
-def tile(dtype):
-    """Register tile (MR output channels, NR pixels) of the present kernels for `dtype`."""
-    cdef const cnnx_kernels *k = tables[dtype == "float64"]
-    return k.mr, k.nr
-
-
 def build_info():
     """What was compiled in, by what: OpenMP's version is a date (0: built without threads)."""
     return {

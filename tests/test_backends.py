@@ -32,7 +32,6 @@ CONTROL = {
     "available_isas",
     "isa",
     "use_isa",
-    "tile",
     "build_info",
     "set_winograd",
     "use_algorithm",

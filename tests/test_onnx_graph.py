@@ -429,3 +429,55 @@ def test_a_random_graph_is_the_same_when_it_is_frozen(seed):
             if not np.shares_memory(one, x):  # a graph may return its input as it came
                 one[...] = 99  # the caller's own
     np.testing.assert_array_equal(x, before)
+
+
+def padded_conv(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """A 1x1 convolution of x with one more row above, two below, three columns left, four right."""
+    return np.einsum("nchw,fc->nfhw", np.pad(x, ((0, 0), (0, 0), (1, 2), (3, 4))), w[:, :, 0, 0])
+
+
+W, ROW = RNG.integers(-3, 4, (5, 4, 1, 1)).astype(np.float32), array(6)
+SQUARE = array(6, 6)
+# Nodes that a frozen graph makes one of, and what they are.
+FUSED: dict[str, tuple[Any, dict[str, Any], Any]] = {
+    "padding before a convolution": (
+        [node("Pad", ["x", "n"], ["p"]), node("Conv", ["p", "w"], ["y"], pads=[0, 1, 0, 1])],
+        {"n": ints(0, 0, 1, 2, 0, 0, 2, 3), "w": W},
+        lambda x: padded_conv(x, W),
+    ),
+    "a row after a product": (
+        [node("MatMul", ["x", "w"], ["p"]), node("Add", ["p", "b"], ["y"])],
+        {"w": SQUARE, "b": ROW},
+        lambda x: x @ SQUARE + ROW,
+    ),
+    "hard swish, divided last": (
+        [
+            node("Add", ["x", "three"], ["s"]),
+            node("Clip", ["s", "low", "high"], ["c"]),
+            node("Mul", ["x", "c"], ["m"]),
+            node("Div", ["m", "high"], ["y"]),
+        ],
+        {n: np.float32(v) for n, v in (("three", 3), ("low", 0), ("high", 6))},
+        lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    ),
+    "hard swish, divided first": (
+        [
+            node("Add", ["x", "three"], ["s"]),
+            node("Clip", ["s", "low", "high"], ["c"]),
+            node("Div", ["c", "high"], ["d"]),
+            node("Mul", ["d", "x"], ["y"]),
+        ],
+        {n: np.float32(v) for n, v in (("three", 3), ("low", 0), ("high", 6))},
+        lambda x: x * (np.clip(x + 3, 0, 6) / 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_a_frozen_graph_fuses(name):
+    nodes, constants, formula = FUSED[name]
+    x = RNG.integers(-5, 6, (2, 6) if "product" in name else IMAGE).astype(np.float32)
+    graph = cnnx.onnx.load(model_of(nodes, {"x": x.shape}, ["y"], constants)).freeze()
+    want = formula(x.astype(np.float64))
+    # Sums of six products of numbers up to 5; the others are exact or round twice.
+    assert np.abs(graph(x) - want).max() <= 1e-6 * np.abs(want).max()

@@ -56,7 +56,11 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
     if (p->from_output) {
 #define CALL(kind) grad * FN(slope_from_output)(v, kind)
-        EACH_KIND(CALL)
+        switch (p->kind) { /* those that a layer fuses */
+        case CNNX_RELU: EACH_VECTOR(CALL(CNNX_RELU));
+        case CNNX_SIGMOID: EACH_VECTOR(CALL(CNNX_SIGMOID));
+        case CNNX_TANH: EACH_VECTOR(CALL(CNNX_TANH));
+        }
 #undef CALL
     } else {
 #define CALL(kind) grad * FN(slope_vector)(v, kind, alpha)
