@@ -422,6 +422,17 @@ static ALWAYS_INLINE void FN(norm_backward_kind)(const cnnx_norm *p, FN(norm_par
     }
 }
 
+/* Apart from its caller, whose sums need as much room: a thread's stack has 128 KiB with musl. */
+static NOINLINE void FN(norm_backward_rows)(const cnnx_norm *p, FN(norm_part) s, const FN(norm_line) *line,
+                                            const FN(norm_gradient) *by)
+{
+    switch (p->activation) {
+    case CNNX_RELU: FN(norm_backward_kind)(p, s, line, by, CNNX_RELU); return;
+    case CNNX_RELU6: FN(norm_backward_kind)(p, s, line, by, CNNX_RELU6); return;
+    default: FN(norm_backward_kind)(p, s, line, by, CNNX_NONE);
+    }
+}
+
 /* grad_x = scale * (g - [mean of g + (x - mean) * inverse^2 * mean of g*(x - mean)]), the bracket only
  * when mean and var came from the batch (Ioffe and Szegedy 2015, section 3). */
 static void FN(norm_backward)(const void *problem, int64_t task, void *scratch)
@@ -454,10 +465,6 @@ static void FN(norm_backward)(const void *problem, int64_t task, void *scratch)
         ((T *)p->grad_bias)[s.c + c] = (T)total[c];
         ((T *)p->grad_weight)[s.c + c] = (T)(product[c] * inverse);
     }
-    switch (p->activation) {
-    case CNNX_RELU: FN(norm_backward_kind)(p, s, line, by, CNNX_RELU); return;
-    case CNNX_RELU6: FN(norm_backward_kind)(p, s, line, by, CNNX_RELU6); return;
-    default: FN(norm_backward_kind)(p, s, line, by, CNNX_NONE);
-    }
+    FN(norm_backward_rows)(p, s, line, by);
 }
 #undef STATISTICS
