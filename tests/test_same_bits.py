@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from calls import call_id
 from conftest import needs_kernels
+from fresh import printed
 from split import CONVOLUTIONS, SPLIT, bits, random
 
 import cnnx
@@ -60,3 +62,26 @@ def test_same_bits_without_winograd(name: str, compiled: ModuleType) -> None:
                 assert bits(call(arrays)) == one, f"{call_id(call)} with {count} threads"
     finally:
         compiled.set_winograd(before)
+
+
+ALL = """
+import sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+import cnnx
+from split import SPLIT, random
+cnnx.set_num_threads(2)
+calls = [call for calls in SPLIT.values() for call in calls]
+for dtype in (np.float32, np.float64):
+    for call in calls:
+        call(random(call, dtype))
+print(len(calls))
+"""
+
+
+@needs_kernels
+def test_a_small_stack_is_enough(tmp_path: Path, isa: str) -> None:
+    # What musl gives a thread; glibc and macOS give megabytes.
+    code = ALL.format(tests=str(Path(__file__).parent))
+    calls = sum(map(len, SPLIT.values()))
+    assert printed(code, tmp_path, OMP_STACKSIZE="128k", CNNX_ISA=isa) == str(calls)
