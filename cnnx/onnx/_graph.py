@@ -62,8 +62,8 @@ class Graph(Layer):
     """An ONNX model as a layer; :func:`load` makes it.
 
     It runs as the file has it: batch normalisation uses the file's statistics and dropout does
-    nothing, in :meth:`train` too. After :meth:`freeze` the nodes are fused and nothing is kept for
-    backward.
+    nothing, in :meth:`~cnnx.Layer.train` too. After :meth:`~cnnx.Layer.freeze` the nodes are fused
+    and nothing is kept for backward.
 
     Attributes
     ----------
