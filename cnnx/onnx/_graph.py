@@ -225,8 +225,7 @@ def _checked(value: Input, array: Any) -> Array:
     """Return an input in the form that the nodes take, or say what is wrong with it."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{value.name} is {described(array)}, expected a NumPy array")
-    kinds = "f" if value.dtype.kind == "f" else value.dtype.kind
-    if array.dtype.kind not in kinds or array.dtype == np.float16:
+    if array.dtype.kind != value.dtype.kind or array.dtype == np.float16:
         raise TypeError(f"{value.name} is an array of {array.dtype}, expected {value.dtype}")
     if value.shape is not None:
         fits = len(array.shape) == len(value.shape) and all(
