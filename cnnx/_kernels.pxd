@@ -157,7 +157,7 @@ cdef extern from "_csrc/kernels.h" nogil:
 
 cdef extern from "_csrc/watch.h" nogil:
     ctypedef struct cnnx_watch:
-        int on, stopped
+        int on, exact, stopped
         int64_t step
         double asked
     ctypedef struct cnnx_watching:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +134,12 @@ def test_a_kernel_of_many_taps(backend: str) -> None:
 TINY = {np.float32: np.float32(2.0**-149), np.float64: 2.0**-1074}  # the smallest of all
 
 
+flushing = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"),
+    reason="the mode of this CPU is not known",
+)
+
+
 def flushes() -> bool:
     """Whether this thread takes denormal numbers for zero, or makes zeros of them."""
     return any(
@@ -159,27 +167,57 @@ def test_denormals_stay_the_callers_affair(count: int, backend: str) -> None:
     in_threads([job, job])
 
 
+@needs_kernels
+def test_handlers_compute_in_the_callers_mode() -> None:
+    seen = []
+    before = signal.signal(signal.SIGALRM, lambda *_: seen.append(flushes()))
+    x, weight = np.ones((2, 128, 64, 64)), np.ones((128, 128, 3, 3))  # 0.1 s or more
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        for _ in range(5):
+            cnnx.conv2d(x, weight, padding=1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen and not any(seen)
+
+
+def strewn(call: Call, dtype: Any, small: Any) -> dict[str, Any]:
+    """Random arrays, every second number of which is `small`, or its negative."""
+    rng = np.random.default_rng(0)
+    return {
+        name: np.where(rng.random(array.shape) < 0.5, rng.choice([small, -small]), array)
+        for name, array in random(call, dtype).items()
+    }
+
+
+@flushing
 @pytest.mark.parametrize(
     "call",
     [
         call
-        for name in ("direct", "gemm", "depthwise", "gemm_strided", "depthwise_strided", "linear")
-        for call in SPLIT[name]
-        if not call.options.get("activation")
+        for calls in SPLIT.values()
+        for call in calls
+        if call.name not in ("max_pool2d", "relu", "leaky_relu", "relu6")
     ],
     ids=lambda call: call.name,
 )
-def test_denormals_are_numbers(call: Call, dtype: Any, implementation: str) -> None:
-    # Whole multiples of the smallest number, times whole weights: all sums are exact, and what is
-    # linear in these keeps the factor to the last bit.
-    arrays = random(call, dtype)
-    whole = {name: np.rint(4 * array) for name, array in arrays.items()}
-    first = "grad_out" if "grad_out" in whole else "x"
-    tiny = {**whole, first: whole[first] * TINY[dtype]}
-    if "bias" in tiny:
-        tiny["bias"] = tiny["bias"] * TINY[dtype]
-    for large, small in zip(call(whole), call(tiny), strict=True):
-        assert_array_equal(small, large * TINY[dtype])
+def test_denormals_are_zero_to_arithmetic(call: Call, dtype: Any, isa: str) -> None:
+    largest = np.nextafter(np.finfo(dtype).tiny, dtype(0))
+    zeros = call(strewn(call, dtype, dtype(0)))
+    for small in (TINY[dtype], largest):
+        for found, expected in zip(call(strewn(call, dtype, small)), zeros, strict=True):
+            assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "relu", "relu6"])
+def test_denormals_are_numbers_to_comparisons(name: str, dtype: Any, implementation: str) -> None:
+    call = SPLIT[name][0]
+    x = np.rint(1000 * random(call, dtype)["x"])
+    large, small = ({"x": x * factor} for factor in (dtype(2.0**-20), TINY[dtype]))
+    for found, expected in zip(call(small), call(large), strict=True):
+        factor = 1 if expected.dtype == np.int64 else TINY[dtype] * dtype(2.0**20)
+        assert_array_equal(found, expected * factor)
 
 
 # ---------------------------------------------------------------------------- 2**31 and more

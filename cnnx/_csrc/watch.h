@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <time.h>
 
+#include "flush.h"
 #include "kernels.h"
 
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -22,15 +23,17 @@
 
 typedef struct {
     int on;               /* whether the thread of the call is the one that may ask */
+    int exact;            /* whether the smallest numbers are not flushed: comparisons and moves cost no more by them */
     volatile int stopped; /* read by all threads of the call */
     int64_t step;         /* tasks from one look at the clock to the next */
     double read, asked;   /* when it was last read, and when Python was last asked */
 } cnnx_watch;
 
-/* The call that a thread works for, and whether it is that call's own. */
+/* The call that a thread works for, whether it is that call's own, and the mode its CPU had before. */
 typedef struct {
     cnnx_watch *watch;
     int asks;
+    cnnx_mode mode;
 } cnnx_watching;
 static CNNX_OWN cnnx_watching cnnx_here;
 
@@ -38,11 +41,15 @@ static CNNX_OWN cnnx_watching cnnx_here;
 static cnnx_watching cnnx_enter(cnnx_watch *w, int own)
 {
     const cnnx_watching before = cnnx_here;
-    cnnx_here = (cnnx_watching){w, own && w->on};
+    cnnx_here = (cnnx_watching){w, own && w->on, w->exact ? cnnx_get_mode() : cnnx_flush()};
     return before;
 }
 
-static void cnnx_leave(cnnx_watching before) { cnnx_here = before; }
+static void cnnx_leave(cnnx_watching before)
+{
+    cnnx_set_mode(cnnx_here.mode);
+    cnnx_here = before;
+}
 
 static double cnnx_now(void)
 {
@@ -57,9 +64,12 @@ static int cnnx_ask(cnnx_watch *w, double now)
     if (w->asked == 0 || now < w->asked) w->asked = now; /* the first look, or the clock was set back */
     if (now - w->asked < 0.2) return 0;
     w->asked = now;
+    const cnnx_mode mode = cnnx_get_mode();
+    cnnx_set_mode(cnnx_here.mode); /* a handler computes in the caller's */
     const PyGILState_STATE state = PyGILState_Ensure();
     w->stopped = PyErr_CheckSignals() != 0; /* the exception waits in the thread's state */
     PyGILState_Release(state);
+    cnnx_set_mode(mode);
     return w->stopped;
 }
 
