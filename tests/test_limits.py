@@ -42,7 +42,8 @@ def test_out_of_memory(count: int, tmp_path: Path) -> None:
 
 @needs_kernels
 @needs_linux
-def test_fewer_threads_than_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stack", ["", "200M", "65536"])
+def test_fewer_threads_than_asked_for(stack: str, tmp_path: Path) -> None:
     # A container may start no more threads, however much memory there is.
     code = """
 import resource, threading, numpy as np, cnnx
@@ -51,13 +52,14 @@ cnnx.set_num_threads(1)
 alone = cnnx.relu(x)
 cnnx.set_num_threads(1000)
 space = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (space + (1 << 28), -1))  # room for some 30 stacks
+resource.setrlimit(resource.RLIMIT_AS, (space + (1 << 28), -1))  # room for some stacks
 for _ in range(3):
     print(np.array_equal(cnnx.relu(x), alone), end=" ")
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 print(np.array_equal(cnnx.relu(x), alone), len(threading.enumerate()))
 """
-    done = python(code, tmp_path, OPENBLAS_NUM_THREADS="1")
+    own = {"OMP_STACKSIZE": stack} if stack else {}
+    done = python(code, tmp_path, OPENBLAS_NUM_THREADS="1", **own)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True"] * 4 + ["1"]
 

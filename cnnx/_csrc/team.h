@@ -2,14 +2,15 @@
  *
  * GNU OpenMP ends the process where it cannot start a thread, be it for want of memory, of address space or of what
  * the system grants a user or a container. So before a thread's team grows, as many threads as it would need are
- * started and ended here, all alive at once; where one is refused, the team has those that were granted. Their stacks
- * stay in the C library's cache, where OpenMP's threads find them.
+ * started and ended here, all alive at once and with stacks as large as OpenMP's; where one is refused, the team has
+ * those that were granted.
  */
 #ifndef CNNX_TEAM_H
 #define CNNX_TEAM_H
 
 #if defined(_OPENMP) && !defined(_WIN32)
 #include <pthread.h>
+#include <stdlib.h>
 
 enum { CNNX_TEAM_MOST = 1024 }; /* of _threads.MOST */
 
@@ -20,6 +21,18 @@ static void *cnnx_pass(void *gate)
     return NULL;
 }
 
+/* The bytes that OMP_STACKSIZE asks for, by itself in KiB, or with B, K, M or G; 0: as the system has it. */
+static size_t cnnx_stack(void)
+{
+    const char *text = getenv("OMP_STACKSIZE");
+    char *unit = NULL;
+    const unsigned long long number = text ? strtoull(text, &unit, 10) : 0;
+    if (number == 0 || number >> 32) return 0;
+    while (*unit == ' ') unit++;
+    const char upper = (char)(*unit & ~32);
+    return (size_t)number << (upper == 'B' ? 0 : upper == 'M' ? 20 : upper == 'G' ? 30 : 10);
+}
+
 /* At most `wanted`, at least 1. OpenMP keeps a team for each thread that calls it, as large as the last one. */
 static int cnnx_team(int wanted)
 {
@@ -27,10 +40,14 @@ static int cnnx_team(int wanted)
     if (wanted > kept) {
         pthread_t started[CNNX_TEAM_MOST];
         pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+        pthread_attr_t stack;
         int n = 0;
+        pthread_attr_init(&stack);
+        if (cnnx_stack()) pthread_attr_setstacksize(&stack, cnnx_stack()); /* too small a one is not taken */
         pthread_mutex_lock(&gate);
-        while (kept + n < wanted && pthread_create(&started[n], NULL, cnnx_pass, &gate) == 0) n++;
+        while (kept + n < wanted && pthread_create(&started[n], &stack, cnnx_pass, &gate) == 0) n++;
         pthread_mutex_unlock(&gate);
+        pthread_attr_destroy(&stack);
         wanted = kept + n;
         while (n > 0) pthread_join(started[--n], NULL);
     }
