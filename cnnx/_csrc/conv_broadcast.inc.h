@@ -110,7 +110,7 @@ static int FN(broadcast_plan)(cnnx_conv *p, int threads)
     }
     if (!in_place) {
         p->plane = p->tile_rows * p->image_width + VL;
-        p->image_size = p->c_step * p->plane + VL;
+        p->image_size = (p->c_step * p->plane + VL + 15) / 16 * 16; /* behind it lie integers of 8 bytes */
     }
     p->stream = FN(streams)(p->N * p->groups * (p->C * p->H * p->W + p->M * p->rows * p->cols));
     p->blocks = (p->rows + p->block - 1) / p->block;
