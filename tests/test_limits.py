@@ -22,12 +22,16 @@ from split import SPLIT, random
 import cnnx
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")
+limits_space = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs terabytes of space"
+)
 
 # ---------------------------------------------------------------------------- no memory
 
 
 @needs_kernels
 @needs_linux
+@limits_space
 @pytest.mark.parametrize("count", [1, 4])
 def test_out_of_memory(count: int, tmp_path: Path) -> None:
     # With 4 threads, their stacks lack as well: GNU OpenMP by itself would end the process.
@@ -42,6 +46,7 @@ def test_out_of_memory(count: int, tmp_path: Path) -> None:
 
 @needs_kernels
 @needs_linux
+@limits_space
 @pytest.mark.parametrize("stack", ["", "200M", "65536"])
 def test_fewer_threads_than_asked_for(stack: str, tmp_path: Path) -> None:
     # A container may start no more threads, however much memory there is.

@@ -71,6 +71,6 @@ if [ -n "${THREADS:-}" ]; then
     LD_PRELOAD="$(gcc -print-file-name=libtsan.so)" exec setarch -R python -m pytest -p no:cacheprovider "$@"
 fi
 # Leaks are held by test_leaks: Python itself never gives all back at exit.
-export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)" \
     exec python -m pytest -p no:cacheprovider "$@"

@@ -267,15 +267,18 @@ static FN(ahead) FN(look_ahead)(const cnnx_conv_weight *w, const FN(chunk) *c, i
 {
     const cnnx_conv *p = &w->conv;
     const int64_t area = p->H * p->W, plane = p->rows * p->cols, size = sizeof(T);
-    /* Rows that a stride steps over are left out. */
+    /* Rows that a stride steps over are left out, and the rest of rows of which a chunk has a part: without a part,
+     * rows lie together. */
+    const int part = w->source != CNNX_PLANES && w->chunk_cols < p->cols;
     const int64_t rows = w->step_h < p->sh ? c->i1 - c->i0 : 1;
-    const int64_t reach = (c->i1 - c->i0 - rows) * p->sh + w->extent_h;
+    const int64_t reach = (c->i1 - c->i0 - rows) * p->sh + w->extent_h, lines = !part ? 1 : reach < KC ? reach : KC;
     FN(ahead) a = {blocks, blocks, 0, 0};
     for (int64_t n = c->n0; n < c->n1; n++) {
         const T *x = (const T *)p->x + ((n * p->groups + g) * p->C + c0) * area;
         const T *y = (const T *)p->y + ((n * p->groups + g) * p->M + m0) * plane + c->i0 * p->cols + c->j0;
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t begin = ((c->i0 + i) * p->sh + p->top) * p->W, end = begin + reach * p->W;
+        for (int64_t i = 0; i < rows * lines; i++) {
+            int64_t begin = ((c->i0 + i / lines) * p->sh + p->top + i % lines) * p->W, end = begin + reach * p->W;
+            if (part) begin += c->j0 * p->sw + p->left, end = begin + (c->j1 - c->j0 - 1) * p->sw + w->extent_w;
             if (w->source == CNNX_PLANES) begin = c->j0, end = c->j1;
             if (begin < 0) begin = 0;
             if (end > area) end = area;
