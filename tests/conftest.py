@@ -42,6 +42,10 @@ except ImportError as error:
     WHY_NOT = f"cnnx._kernels cannot be imported: {error}"
 
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="the compiled kernels are missing")
+needs_tight_memory = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""),
+    reason="AddressSanitizer takes terabytes of address space, and larger stacks",
+)
 
 ISAS: tuple[str, ...] = () if KERNELS is None else tuple(KERNELS.available_isas())
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from calls import Call
-from conftest import in_threads, needs_kernels
+from conftest import in_threads, needs_kernels, needs_tight_memory
 from fresh import python
 from numpy.testing import assert_allclose, assert_array_equal
 from split import SPLIT, random
@@ -22,16 +22,13 @@ from split import SPLIT, random
 import cnnx
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")
-limits_space = pytest.mark.skipif(
-    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs terabytes of space"
-)
 
 # ---------------------------------------------------------------------------- no memory
 
 
 @needs_kernels
 @needs_linux
-@limits_space
+@needs_tight_memory
 @pytest.mark.parametrize("count", [1, 4])
 def test_out_of_memory(count: int, tmp_path: Path) -> None:
     # With 4 threads, their stacks lack as well: GNU OpenMP by itself would end the process.
@@ -46,7 +43,7 @@ def test_out_of_memory(count: int, tmp_path: Path) -> None:
 
 @needs_kernels
 @needs_linux
-@limits_space
+@needs_tight_memory
 @pytest.mark.parametrize("stack", ["", "200M", "65536"])
 def test_fewer_threads_than_asked_for(stack: str, tmp_path: Path) -> None:
     # A container may start no more threads, however much memory there is.

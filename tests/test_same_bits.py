@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from calls import call_id
-from conftest import needs_kernels
+from conftest import needs_kernels, needs_tight_memory
 from fresh import printed
 from split import CONVOLUTIONS, SPLIT, bits, random
 
@@ -80,6 +80,7 @@ print(len(calls))
 
 
 @needs_kernels
+@needs_tight_memory
 def test_a_small_stack_is_enough(tmp_path: Path, isa: str) -> None:
     # What musl gives a thread; glibc and macOS give megabytes.
     code = ALL.format(tests=str(Path(__file__).parent))
