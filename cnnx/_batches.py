@@ -163,14 +163,14 @@ class Batches:
         return x, y
 
 
-def require_pair(x_name: str, x: Any, y_name: str, y: Any) -> None:
+def require_pair(x_name: str, x: Any, y_name: str, y: Any, *, least: int = 1) -> None:
     """Raise unless two arrays are inputs and their targets."""
     require_images(x_name, x)
     require_images(y_name, y)
-    if len(x) != len(y) or len(x) == 0:
+    if len(x) != len(y) or len(x) < least:
         raise ValueError(
             f"{x_name} has shape {x.shape} and {y_name} has shape {y.shape}, "
-            "expected the same first dimension, at least 1"
+            "expected the same first dimension" + (f", at least {least}" if least else "")
         )
 
 

@@ -34,6 +34,7 @@ from setting import Setting, settings
 from strategies import (
     ALL_MODES,
     LARGE_WINDOWS,
+    LONG,
     SIZES,
     Conv,
     Pool,
@@ -404,6 +405,7 @@ _pool = {
     "hw": st.one_of(
         st.tuples(st.integers(1, 9), st.integers(1, 20)),
         st.tuples(st.integers(1, 14), st.integers(1, 70)),
+        LONG,
     ),
     "windows": LARGE_WINDOWS,
 }  # fmt: skip

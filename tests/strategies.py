@@ -70,6 +70,7 @@ _any_kernel = st.one_of(
     st.tuples(st.just(1), st.integers(1, 9)),
 )  # fmt: skip
 _plain = st.just((1, 1))
+LONG = st.tuples(st.integers(1, 1500), st.integers(1, 30))
 _steps = st.one_of(_plain, st.just((2, 2)), pairs)
 # Each reaches the kernels made for such layers: their blocks, their borders, what is left over.
 SIZES = (
@@ -82,6 +83,9 @@ SIZES = (
           st.tuples(st.integers(3, 30), st.integers(3, 30)), st.just((3, 3)), _plain, _plain),
     Sizes(st.integers(1, 3), st.integers(1, 40), st.just(1), st.integers(1, 2),
           st.tuples(st.integers(1, 40), st.integers(1, 40)), _square, _steps, _plain),
+    # So tall or so wide that planes are cut into blocks of rows, which several of them share.
+    Sizes(st.integers(1, 2), st.integers(1, 4), st.just(1), st.integers(1, 2),
+          st.one_of(LONG, LONG.map(lambda hw: hw[::-1])), _square, _steps, _plain),
     # Taps so far apart that no copy of the rows between them is made.
     Sizes(st.integers(1, 2), st.integers(1, 2), st.integers(1, 30), st.integers(1, 20),
           st.tuples(st.integers(1, 40), st.integers(1, 90)), st.one_of(pairs, _square),

@@ -203,6 +203,14 @@ CASES += [
         ("stride_three", 3, (3, 3), (1, 1, 1, 1)),
     )
 ]
+# Tall planes are cut into blocks of rows: none may write ahead into the next plane's first.
+CASES += [
+    Case(
+        f"depthwise_tall_{hw[0]}_by_{hw[1]}", hw, stride=(2, 2), pads=(1, 1, 1, 1),
+        groups=2, channels=2, filters=2,
+    )
+    for hw in ((1362, 6), (290, 28))
+]  # fmt: skip
 # The weight gradient's tiles: 6, 8 or 12 numbers of the input by one or two vectors, of 2 to 16
 # channels; 1x1 transposes the fewer channels. Where few channels are left pixels go into the lanes,
 # 2 or 4 channels by 6 numbers, and a row's last vector overlaps the one before. Chunks of 256

@@ -582,6 +582,48 @@ def test_wrong_types():
         DataParallel(cnnx.Dense(1, 1), rank)
 
 
+X, Y = make_data()
+SHARDS = [(X[n::4], Y[n::4]) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "images", "kind", "message"),
+    [
+        (SHARDS[:3], IMAGES, ValueError, "batches has 3 pairs, expected 4: one for each shard"),
+        ([], IMAGES, ValueError, "batches has 0 pairs, expected 4"),
+        (SHARDS * 2, IMAGES, ValueError, "batches has more pairs, expected 4: one for each shard"),
+        (3, IMAGES, TypeError, "batches is 3 (int), expected a pair of arrays for each shard"),
+        ((X, Y), IMAGES, TypeError, "batches[0] is a ndarray, expected a pair of arrays: inputs"),
+        ([(X,)] * 4, IMAGES, TypeError, "batches[0] is a tuple, expected a pair"),
+        ([(X, Y), (X, 5)], IMAGES, TypeError, "batches[1][1] is 5 (int), expected an array"),
+        ([(X, Y[:3])], IMAGES, ValueError, "batches[0][0] has shape (45, 1, 6, 6) and batches[0]["),
+        (SHARDS, 0, ValueError, "images is 0, expected an integer from 1"),
+        (SHARDS, 1.5, TypeError, "images is 1.5 (float), expected an integer"),
+        (SHARDS, 44, ValueError, "images is 44, but the shards of all ranks have 45 images"),
+    ],
+)
+@pytest.mark.parametrize("sync_batch_norm", [False, True])
+def test_gradients_names_what_is_wrong(batches, images, kind, message, sync_batch_norm):
+    net, loss = make_net(), cnnx.SoftmaxCrossEntropy()
+    parallel = DataParallel(cnnx.SGD(1), Team(1).ranks[0], sync_batch_norm=sync_batch_norm)
+    with pytest.raises(kind) as caught:
+        parallel.gradients(net, loss, batches, images)
+    assert message in str(caught.value)
+    assert parallel.gradients(net, loss, iter(SHARDS), IMAGES) > 0  # what failed leaves no trace
+
+
+def test_all_ranks_hear_of_images_that_are_missing():
+    def job(rank):
+        parallel = DataParallel(cnnx.SGD(1), rank)
+        return parallel.gradients(
+            make_net(), cnnx.SoftmaxCrossEntropy(), SHARDS[parallel.mine], 2 * IMAGES
+        )
+
+    for result in Team(2).run(job):
+        assert isinstance(result, ValueError)
+        assert "images is 90, but the shards of all ranks have 45 images" in str(result)
+
+
 def test_a_missing_gradient_is_named():
     class Half(cnnx.Dense):
         def backward(self, grad_out):

@@ -120,7 +120,7 @@ static int FN(depthwise_rows_plan)(cnnx_conv *p)
     const int64_t planes = p->N * p->groups, wanted = 8192; /* output pixels of a task: microseconds */
     p->block = FN(share)(p->rows, wanted / p->cols > TALL ? wanted / p->cols / 28 * 28 + 28 : 28);
     p->blocks = (p->rows + p->block - 1) / p->block;
-    p->m_block = FN(share)(planes, wanted / (p->block * p->cols));
+    p->m_block = FN(share)(planes, p->blocks > 1 ? 1 : wanted / (p->block * p->cols));
     p->m_blocks = (planes + p->m_block - 1) / p->m_block;
     p->tasks = p->m_blocks * p->blocks;
     p->image_width = (p->cols > VL ? p->cols - VL : 0) * p->sw + p->sw * VL + K - 1;

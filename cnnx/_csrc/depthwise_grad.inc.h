@@ -64,7 +64,8 @@ static int FN(depthwise_grad_plan)(cnnx_conv *p)
     const int64_t planes = p->N * p->groups, pairs = (p->W + 1) / 2, down = (p->H + 1) / 2;
     p->block = FN(share)(down, 2048 / pairs > 4 ? 2048 / pairs / 4 * 4 : 4);
     p->blocks = (down + p->block - 1) / p->block;
-    p->m_block = FN(share)(planes, 2048 / (p->block * pairs));
+    /* Planes in blocks go one by one: what a short row writes beyond its end would be another task's. */
+    p->m_block = FN(share)(planes, p->blocks > 1 ? 1 : 2048 / (p->block * pairs));
     p->m_blocks = (planes + p->m_block - 1) / p->m_block;
     p->tasks = p->m_blocks * p->blocks;
     p->image_width = (pairs > VL ? pairs : VL) + n - 1;

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from cnnx._batches import require_pair
 from cnnx._run import Loss, Optimizer
 from cnnx.distributed._communicator import Array, communicator_of
 from cnnx.distributed._reduction import any_order_sum, tree_sum
@@ -139,8 +140,42 @@ class DataParallel:
         -------
         float
             The mean loss.
+
+        Raises
+        ------
+        ValueError
+            If `batches` has not one pair for each shard, the arrays of a pair differ in length, or
+            all shards together have not so many `images`.
+        TypeError
+            If an argument is something else than said above.
         """
-        return self.totals(model, loss, batches, images, stop=False).loss / images
+        images = check.integer(images, "images", 1)
+        pairs = self._pairs(batches)
+        return self.totals(model, loss, pairs, images, stop=False).loss / images
+
+    def _pairs(self, batches: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
+        """Pass the pairs on, one for each of this rank's shards, or say which one is none."""
+        expected, number = self.shards // self.size, -1
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"batches is {check.described(batches)}, expected a pair of arrays for each shard"
+            )
+        for number, pair in enumerate(batches):
+            if number == expected:
+                break
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise TypeError(
+                    f"batches[{number}] is {check.described(pair)}, expected a pair of arrays: "
+                    "inputs and targets"
+                )
+            x_name, y_name = f"batches[{number}][0]", f"batches[{number}][1]"
+            require_pair(x_name, pair[0], y_name, pair[1], least=0)  # a shard may have no image
+            yield pair[0], pair[1]
+        if number + 1 != expected:
+            raise ValueError(
+                f"batches has {'more' if number == expected else number + 1} pairs, expected "
+                f"{expected}: one for each shard of rank {self.rank}"
+            )
 
     def totals(
         self,

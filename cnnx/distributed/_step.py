@@ -67,7 +67,7 @@ class Worker:
         self._first = own * communicator.rank
         self._buffers = sum(buffer.size for buffer in arrays_of(model, "buffers").values())
         # The totals come last in a step; as gradients are sent in reverse, they stand first.
-        arrays = {_TOTALS: np.zeros(3 + self._buffers), **arrays_of(model, "params")}
+        arrays = {_TOTALS: np.zeros(4 + self._buffers), **arrays_of(model, "params")}
         self._buckets = Buckets(arrays, own, bucket_bytes, reduction, communicator)
         self._lockstep = None
         self._copies = [_Copy(model)] * own
@@ -101,11 +101,15 @@ class Worker:
                 self._lockstep.run(list(jobs))
         summed_up = dict(self._buckets.finish())
         totals = summed_up[_TOTALS]
+        if totals[3] != images:
+            raise ValueError(
+                f"images is {images}, but the shards of all ranks have {totals[3]:g} images"
+            )
         for prefix, layer in model.inside(self._model):
             for name in arrays_of(layer, "params"):
                 arrays_of(layer, "grads")[name] = summed_up[prefix + name]
         ends = np.cumsum([array.size for array in buffers])
-        model.put_buffers(np.split(totals[3:], ends[:-1]) if buffers else [])
+        model.put_buffers(np.split(totals[4:], ends[:-1]) if buffers else [])
         hits = None if np.isnan(totals[1]) else int(totals[1])
         return Totals(float(totals[0]), hits, bool(totals[2]))
 
@@ -126,7 +130,7 @@ class Worker:
         if not len(x) and meet is None:  # no layer of anybody's need understand an empty batch
             for name, param in arrays_of(copy.model, "params").items():
                 self._buckets.put(name, number, np.zeros_like(param))
-            totals = np.array([0, 0, stop, *[0] * self._buffers], np.float64)
+            totals = np.array([0, 0, stop, 0, *[0] * self._buffers], np.float64)
             self._buckets.put(_TOTALS, number, totals)
             return
         copy.put_buffers(buffers)
@@ -136,7 +140,7 @@ class Worker:
             value, hits = loss.forward(out, y), count_hits(out, y, loss)
             copy.model.backward(loss.backward() * weight)
         self._take(number, copy.inside(copy.model))
-        head = [value * len(x), np.nan if hits is None else hits, stop]
+        head = [value * len(x), np.nan if hits is None else hits, stop, len(x)]
         # In float64, so that the mean of equal float32 numbers is that number.
         parts = [np.ravel(array).astype(np.float64) * weight for array in copy.buffers()]
         self._buckets.put(_TOTALS, number, np.concatenate([head, *parts]))
