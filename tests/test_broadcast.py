@@ -38,6 +38,10 @@ CASES: list[tuple[Any, int, tuple[int, int], dict[str, Any]]] = [
     ((1, 2, 3, 3), 8, (3, 3), {"stride": 4, "padding": 8}),  # windows wholly outside
     ((1, 300, 16, 19), 40, (3, 3), {"stride": 2, "padding": 1}),  # several blocks of the depth
     ((1, 64, 70, 90), 64, (3, 3), {"stride": 2, "padding": 1}),  # several blocks of rows
+    # many weights for few pixels: tasks share the panels, not the rows
+    ((1, 160, 14, 14), 120, (3, 3), {"stride": 2, "padding": 1}),
+    ((2, 320, 7, 14), 480, (1, 1), {"stride": 2}),
+    ((1, 512, 6, 13), 576, (3, 3), {"stride": 2, "padding": 1, "groups": 2}),
 ]
 
 

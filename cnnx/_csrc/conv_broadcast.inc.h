@@ -2,12 +2,13 @@
  *
  * Nothing of x is packed, and a stride costs nothing, where the implicit matrix product must take apart the phases of
  * each row. (Without a stride the product is faster.) Sums lie pixel by pixel, so they wait in scratch until the depth is done, and are transposed into the
- * output. A task is some rows of one image.
+ * output. A task is some rows of one image, or all of them for some channels.
  */
 enum {
     FN(WIDE) = 2 * VL,                       /* channels of a panel of weights */
     FN(PIXELS) = 14,                         /* of the widest tile: 28 of 32 registers are sums, and 2 weights */
     FN(SUMS_MOST) = 256 * 1024 / sizeof(T),  /* waiting sums, weights at a time: each a quarter of the second level */
+    FN(CLOSE) = 2 * FN(SUMS_MOST),           /* weights that stay there */
 };
 
 /* acc[i][channel] = sum over k of x[offset[k] + i*step] * w[k][channel], onto what is in `sums` or, at first, the bias. */
@@ -76,6 +77,18 @@ static cnnx_conv FN(undealt)(const cnnx_conv *p)
 /* Numbers that a call reads and writes exceed what a last cache usually holds. */
 static int FN(streams)(int64_t numbers) { return numbers > (int64_t)(24 << 20) / (int64_t)sizeof(T); }
 
+/* Panels a task that takes all rows of an image; 0 where blocks of rows with all panels read less. Such blocks read
+ * the weights again, which costs where those leave the second level (1024 x 2048 over 7 rows: 2.1 ms, now 1.2), and
+ * blocks of panels the image. */
+static int64_t FN(broadcast_panels)(const cnnx_conv *p, int threads)
+{
+    const int64_t weights = p->panels * FN(WIDE) * p->depth, fit = FN(SUMS_MOST) / (p->rows * p->line * FN(WIDE));
+    if (weights <= FN(CLOSE) || fit == 0) return 0;
+    int64_t blocks = (p->panels + fit - 1) / fit;
+    if (p->N * p->groups < threads) blocks = (blocks + threads - 1) / threads * threads;
+    return 4 * blocks * p->C * p->H * p->W > p->rows * weights ? 0 : (p->panels + blocks - 1) / blocks;
+}
+
 static int FN(broadcast_plan)(cnnx_conv *p, int threads)
 {
     if (p->taps == 0 || p->rows * p->cols == 0 || (p->sw != 2 && p->sw != 4)) return 0;
@@ -93,11 +106,14 @@ static int FN(broadcast_plan)(cnnx_conv *p, int threads)
     p->depth = p->C * p->taps;
     p->packed_size = p->groups * p->panels * p->depth * FN(WIDE);
     p->source = in_place ? CNNX_PLANES : CNNX_WINDOWS;
-    const int64_t channels = p->panels * FN(WIDE);
+    const int64_t some = FN(broadcast_panels)(p, threads);
+    p->m_block = some ? some : p->panels;
+    p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
+    const int64_t channels = p->m_block * FN(WIDE);
     const int64_t most = (double)p->taps * (double)channels > FN(SUMS_MOST) ? 1 : FN(SUMS_MOST) / (p->taps * channels);
     p->c_step = FN(share)(p->C, most); /* input channels at a time */
     int64_t rows = FN(SUMS_MOST) / (p->line * channels);
-    while (rows > 1 && p->N * p->groups * ((p->rows + rows - 1) / rows) < 4 * threads) rows /= 2;
+    while (!some && rows > 1 && p->N * p->groups * ((p->rows + rows - 1) / rows) < 4 * threads) rows /= 2;
     p->extent_h = bottom - p->top;
     p->image_width = (p->line - 1) * p->sw + 1 + right - p->left;
     p->image_size = 0;
@@ -114,7 +130,7 @@ static int FN(broadcast_plan)(cnnx_conv *p, int threads)
     }
     p->stream = FN(streams)(p->N * p->groups * (p->C * p->H * p->W + p->M * p->rows * p->cols));
     p->blocks = (p->rows + p->block - 1) / p->block;
-    p->tasks = p->N * p->groups * p->blocks;
+    p->tasks = p->N * p->groups * p->blocks * p->m_blocks;
     p->scratch = (size_t)(p->block * p->line * channels + VL * FN(WIDE) + channels + VL * VL + p->image_size) * sizeof(T) +
                  (size_t)(p->c_step * p->taps) * sizeof(int64_t);
     return p->scratch <= CNNX_SCRATCH;
@@ -160,19 +176,25 @@ static void FN(broadcast)(const void *problem, int64_t task, void *scratch)
 {
     const cnnx_conv *p = problem;
     const cnnx_conv copied = FN(undealt)(p);
-    const int64_t image = task / p->blocks, n = image / p->groups, g = image % p->groups;
-    const int64_t i0 = task % p->blocks * p->block, rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
-    const int64_t channels = p->panels * FN(WIDE), plane = p->H * p->W;
+    const int64_t f0 = task % p->m_blocks * p->m_block, count = p->panels - f0 < p->m_block ? p->panels - f0 : p->m_block;
+    const int64_t cut = task / p->m_blocks, image = cut / p->blocks, n = image / p->groups, g = image % p->groups;
+    const int64_t i0 = cut % p->blocks * p->block, rows = p->rows - i0 < p->block ? p->rows - i0 : p->block;
+    const int64_t channels = count * FN(WIDE), plane = p->H * p->W;
     const int s = FN(broadcast_size)(p->cols), in_place = p->source == CNNX_PLANES;
     const int64_t size = FN(broadcast_sizes)[s], panel = p->block * p->line * FN(WIDE); /* of sums */
     const FN(broadcast_task) tile = FN(broadcast_tiles)[s][p->sw == 4];
-    T *sums = scratch, *bias = sums + p->panels * panel + VL * FN(WIDE), *turned = bias + channels, *strip = turned + VL * VL;
+    T *sums = scratch, *bias = sums + count * panel + VL * FN(WIDE), *turned = bias + channels, *strip = turned + VL * VL;
     int64_t *offset = (int64_t *)(strip + p->image_size);
-    for (int64_t m = 0; m < channels; m++) bias[m] = p->bias && m < p->M ? ((const T *)p->bias)[g * p->M + m] : 0;
+    for (int64_t m = 0; m < channels; m++) {
+        const int64_t at = f0 * FN(WIDE) + m;
+        bias[m] = p->bias && at < p->M ? ((const T *)p->bias)[g * p->M + at] : 0;
+    }
     const int64_t c_plane = in_place ? plane : p->plane, ld = in_place ? p->W : p->image_width;
     for (int64_t c = 0, k = 0; c < p->c_step; c++)
         for (int64_t t = 0; t < p->taps; t++)
             offset[k++] = c * c_plane + (p->dh[t] - p->top) * ld + p->dw[t] - p->left;
+    const int64_t passes = rows * (p->line / size);
+    const int far = p->panels * p->depth * FN(WIDE) > FN(CLOSE);
     const FN(span) span = {n, i0 * p->sh, n, (i0 + rows - 1) * p->sh};
     for (int64_t c = 0; c < p->C; c += p->c_step) {
         if (c && cnnx_stop()) return;
@@ -182,29 +204,33 @@ static void FN(broadcast)(const void *problem, int64_t task, void *scratch)
             source = (const T *)p->x + (image * p->C + c) * plane + i0 * p->sh * p->W;
             if (end < p->C)
                 after = source + (end - c) * plane;
-            else if (task + 1 < p->tasks)
+            else if (cut + 1 < p->tasks / p->m_blocks)
                 after = i0 + rows < p->rows ? source - c * plane + rows * p->sh * p->W
                                             : (const T *)p->x + (image + 1) * p->C * plane;
         } else {
             FN(copy_strip)(&copied, g, &span, c, end, strip);
         }
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < p->line; j += size) {
+        const int64_t lines = far && end < p->C ? kc * FN(WIDE) * (int64_t)sizeof(T) / 64 : 0;
+        for (int64_t i = 0, pass = 0; i < rows; i++)
+            for (int64_t j = 0; j < p->line; j += size, pass++) {
                 const T *x = source + i * p->sh * ld + j * p->sw;
-                const T *w = (const T *)p->packed + (g * p->panels * p->depth + c * p->taps) * FN(WIDE);
+                const T *w = (const T *)p->packed + ((g * p->panels + f0) * p->depth + c * p->taps) * FN(WIDE);
                 const T *next = j + size < p->line ? x + size * p->sw : i + 1 < rows ? x + p->sh * ld - j * p->sw : after;
                 T *to = sums + (i * p->line + j) * FN(WIDE);
-                for (int64_t f = 0; f < p->panels; f++, w += p->depth * FN(WIDE), to += panel) {
+                for (int64_t f = 0; f < count; f++, w += p->depth * FN(WIDE), to += panel) {
+                    /* The next channels' weights, a part in each pass over these. */
+                    for (int64_t l = lines * pass / passes; l < lines * (pass + 1) / passes; l++)
+                        PREFETCH_FAR((const char *)(w + kc * FN(WIDE)) + l * 64);
                     /* What the next tile reads: each channel's pixels lie a plane apart, where no prefetcher looks. */
-                    for (int64_t k = kc * f / p->panels; in_place && k < kc * (f + 1) / p->panels; k++)
+                    for (int64_t k = kc * f / count; in_place && k < kc * (f + 1) / count; k++)
                         for (int64_t l = 0; l < size * p->sw; l += 64 / (int64_t)sizeof(T)) PREFETCH_FAR(next + offset[k] + l);
                     tile(kc, w, x, offset, c ? NULL : bias + f * FN(WIDE), to);
                 }
             }
     }
     const int dense = p->line == p->cols; /* each row follows the one before */
-    for (int64_t f = 0; f < p->panels; f++) {
-        const int64_t m = f * FN(WIDE), mr = p->M - m < FN(WIDE) ? p->M - m : FN(WIDE);
+    for (int64_t f = 0; f < count; f++) {
+        const int64_t m = (f0 + f) * FN(WIDE), mr = p->M - m < FN(WIDE) ? p->M - m : FN(WIDE);
         T *y = (T *)p->y + (image * p->M + m) * p->YH * p->YW + i0 * p->cols;
         for (int64_t i = 0; i < (dense ? 1 : rows); i++)
             FN(broadcast_store)(p, sums + f * panel + i * p->line * FN(WIDE), dense ? rows * p->cols : p->cols, mr,
