@@ -53,6 +53,18 @@ class Double:
         return 2 * grad_out
 
 
+class Half:
+    """Whose backward loses images."""
+
+    def forward(self, x: Any) -> Any:
+        """The input."""
+        return x
+
+    def backward(self, grad_out: Any) -> Any:
+        """The gradient of the first half."""
+        return grad_out[: len(grad_out) // 2]
+
+
 class Scale:
     """A layer of somebody else's, with a parameter."""
 
@@ -166,6 +178,11 @@ def test_residual_does_not_broadcast() -> None:
     block.shortcut = cnnx.Conv2D(1, 3, 2)
     with pytest.raises(ValueError, match=r"and shortcut\(x\) has shape \(2, 3, 3, 3\)"):
         block(x)
+    # A layer of somebody's own may have a backward that is wrong.
+    block = cnnx.Residual(Half())
+    block(x)
+    with pytest.raises(ValueError, match=r"body.backward\(grad_out\) has shape \(1, 1, 4, 4\) and"):
+        block.backward(x)
 
 
 def test_somebody_else_s_layers_are_layers() -> None:

@@ -232,13 +232,8 @@ class Residual(Container):
         """Return activation(body(x) + shortcut(x)); the shapes of both must agree."""
         main: Array = self.body.forward(x)
         way: Array = x if self.shortcut is None else self.shortcut.forward(x)
-        if main.shape != way.shape:  # NumPy would broadcast
-            source = "x" if self.shortcut is None else "shortcut(x)"
-            raise ValueError(
-                f"body(x) has shape {main.shape} and {source} has shape {way.shape}, expected the "
-                "same"
-            )
-        out = add(main, way, self.activation)
+        source = "x" if self.shortcut is None else "shortcut(x)"
+        out = add(main, way, self.activation, names=("body(x)", source))
         self._saved = (out,) if self.activation and not self.frozen else None
         return out
 
@@ -249,7 +244,8 @@ class Residual(Container):
             grad_out = activation_backward_from_output(grad_out, out, self.activation)
         main: Array = self.body.backward(grad_out)
         way: Array = grad_out if self.shortcut is None else self.shortcut.backward(grad_out)
-        return add(main, way)
+        source = "grad_out" if self.shortcut is None else "shortcut.backward(grad_out)"
+        return add(main, way, names=("body.backward(grad_out)", source))
 
 
 class _Gathered(dict[str, Array]):
