@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cnnx.functional._activation import activation_backward_from_output, add
 from cnnx.functional._arguments import choice, described
-from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
+from cnnx.layers.base import Array, Layer, LayerLike, arrays_of, latest_change
 from cnnx.layers.fusion import fused, relu_of_maxima
 from cnnx.layers.pool import MaxPool2D
 
@@ -152,9 +152,11 @@ class Sequential(Container):
 
     def _infer(self, x: Array) -> Array:
         """The frozen net's forward, by layers made for it, which keep nothing for backward."""
-        if self._kept is None:
-            self._kept = [(layer, isinstance(layer, Layer)) for layer in fused(self.layers)]
-        for layer, ours in self._kept:
+        change, kept = latest_change(), self._kept
+        if kept is None or kept[0] is not change:
+            layers = [(layer, isinstance(layer, Layer)) for layer in fused(self.layers)]
+            self._kept = kept = change, layers
+        for layer, ours in kept[1]:
             x = layer.forward(x)
             if ours:
                 layer._saved = None  # its memory serves the next but one layer's result
