@@ -100,7 +100,7 @@ class SoftmaxCrossEntropy(_Loss):
 
     def backward(self) -> Array:
         """Return grad_pred (N, K): (softmax(pred) - t) / N where the rows of t sum to 1."""
-        return self._recall()
+        return self._recall().copy()  # which its owner may scale, and ask for again
 
 
 class MSELoss(_Loss):

@@ -520,7 +520,7 @@ def test_batch_norm_counts_the_channels(channels: int, affine: bool) -> None:
     norm = cnnx.BatchNorm2D(3, affine=affine)
     x = np.ones((2, channels, 5, 5), np.float32)
     for mode in (norm.train(), norm.eval()):
-        with pytest.raises(ValueError, match="shape .*expected"):
+        with pytest.raises(ValueError, match=r"shape .*expected"):
             mode(x)
     assert norm.buffers["running_mean"].tolist() == [0] * 3
     norm.buffers["running_var"] = np.ones(2, np.float32)
