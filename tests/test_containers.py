@@ -316,6 +316,15 @@ def test_a_wrong_shape_changes_nothing(strict: bool, change: Any, message: str) 
         assert array.tobytes() == before[name].tobytes(), name
 
 
+def test_a_read_only_array_changes_nothing() -> None:
+    dense = cnnx.Dense(1, 2, rng=0)
+    before = dense.params["weight"].copy()
+    dense.params["bias"] = np.broadcast_to(np.float32(0), (2,))
+    with pytest.raises(ValueError, match=r"'bias' cannot be filled: .* read-only"):
+        dense.load_state_dict({"weight": np.ones((1, 2)), "bias": np.ones(2)})
+    assert_array_equal(dense.params["weight"], before)
+
+
 def test_missing_and_unexpected_names() -> None:
     model, state = net(rng=1), net(rng=2).state_dict()
     state["9.weight"] = state.pop("5.weight")

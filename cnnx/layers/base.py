@@ -299,6 +299,11 @@ def load_state(layer: Any, state: Mapping[str, Any], strict: bool = True) -> Non
         for name, array in arrays.items()
         if array.shape != own[name].shape
     ]
+    faults += [
+        f"{name!r} cannot be filled: the layer's own array is read-only"
+        for name in arrays
+        if not own[name].flags.writeable
+    ]
     if strict:
         faults += [f"{name!r} is missing" for name in own if name not in state]
         faults += [f"{name!r} is unexpected" for name in state if name not in own]
