@@ -94,7 +94,7 @@ class SoftmaxCrossEntropy(_Loss):
         (pred,) = check.floats(_SCORES, pred)
         if pred.shape[1] == 0:
             raise ValueError(f"pred has shape {pred.shape}, expected (N, K) with K classes")
-        target = _checked(np.asarray(target), pred)
+        target = _checked(check.unmasked("target", target), pred)
         losses, self._saved = cross_entropy(pred, target, self.label_smoothing)
         return float(losses.sum() / max(len(pred), 1))
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._notebook import layer_table
-from cnnx.functional._arguments import described, flag
+from cnnx.functional._arguments import described, flag, unmasked
 
 Array = NDArray[Any]
 L = TypeVar("L", bound="Layer")
@@ -293,7 +293,7 @@ def load_state(layer: Any, state: Mapping[str, Any], strict: bool = True) -> Non
         raise TypeError(f"state is {described(state)}, expected a mapping of names to arrays")
     flag(strict, "strict")
     own = {**arrays_of(layer, "params"), **arrays_of(layer, "buffers")}
-    arrays = {name: np.asarray(state[name]) for name in own if name in state}
+    arrays = {name: unmasked(f"state[{name!r}]", state[name]) for name in own if name in state}
     faults = [
         f"{name!r} has shape {array.shape}, expected {own[name].shape}"
         for name, array in arrays.items()
