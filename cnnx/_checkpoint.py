@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._files import atomic_write
-from cnnx._npz import read_npz
+from cnnx._npz import read_npz, require_numbers
 
 _ARRAY = "array in this file"
 _TREE = "tree.json"
@@ -51,6 +51,9 @@ def _without_arrays(node: Any, name: str, arrays: dict[str, NDArray[Any]]) -> An
         return [_without_arrays(value, f"{name}{i}/", arrays) for i, value in enumerate(node)]
     if isinstance(node, np.ndarray):
         name = name.rstrip("/")
+        while name in arrays:  # there may be a / in a key
+            name += "'"
+        require_numbers(name, node)
         arrays[name] = node
         return {_ARRAY: name}
     return node.item() if isinstance(node, np.generic) else node

@@ -27,14 +27,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
     Until then it has a temporary name in the same folder, so that the last step is a rename within
     one file system. After an error the old file of that name, if any, is still there. A symbolic
-    link goes on pointing to the same file, and the file keeps its permissions. What a process that
-    was killed has left of an earlier attempt goes too.
+    link goes on pointing to the same file, and the file keeps its permissions: a write-protected
+    one stays. What a process that was killed has left of an earlier attempt goes too.
     """
     path = Path(os.path.realpath(os.fsdecode(path)))
     mode = path.stat().st_mode if path.exists() else None
     if mode is not None and not stat.S_ISREG(mode):  # the rename would do away with /dev/null
         what = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(what, "not a regular file", str(path))
+    if mode is not None and not os.access(path, os.W_OK):  # nor ask for leave
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:

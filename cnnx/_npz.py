@@ -31,6 +31,18 @@ def warranted(size: int) -> int:
     return max(_RATIO * size, _SMALL)
 
 
+def require_numbers(name: str, array: NDArray[Any]) -> None:
+    """Raise for an array that `read_npz` would refuse, before it is in a file alone."""
+    if not _is_numbers(array.dtype):
+        raise TypeError(
+            f"{name!r} has dtype {array.dtype}, expected numbers: no file with it could be read"
+        )
+
+
+def _is_numbers(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "biufc" and dtype.subdtype is None
+
+
 def read_npz(content: bytes) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz file by name, read-only; ValueError where it is not whole."""
     try:
@@ -72,7 +84,7 @@ def _array(content: bytes) -> NDArray[Any]:
     shape, fortran, dtype, start = _header(content)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded: they are pickles")
-    if dtype.kind not in "biufc" or dtype.subdtype is not None:
+    if not _is_numbers(dtype):
         raise ValueError(f"its dtype is {dtype}, expected numbers")
     if len(shape) > _MOST_DIMENSIONS or any(n < 0 for n in shape):
         raise ValueError(f"its shape is {shape}")

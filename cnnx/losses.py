@@ -94,13 +94,13 @@ class SoftmaxCrossEntropy(_Loss):
         (pred,) = check.floats(_SCORES, pred)
         if pred.shape[1] == 0:
             raise ValueError(f"pred has shape {pred.shape}, expected (N, K) with K classes")
-        target = _checked(np.asarray(target), pred)
+        target = _checked(check.unmasked("target", target), pred)
         losses, self._saved = cross_entropy(pred, target, self.label_smoothing)
         return float(losses.sum() / max(len(pred), 1))
 
     def backward(self) -> Array:
         """Return grad_pred (N, K): (softmax(pred) - t) / N where the rows of t sum to 1."""
-        return self._recall()
+        return self._recall().copy()  # which its owner may scale, and ask for again
 
 
 class MSELoss(_Loss):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._files import atomic_write
-from cnnx._npz import read_npz
+from cnnx._npz import read_npz, require_numbers
 from cnnx.functional import _arguments as check
 from cnnx.layers.base import load_state, state_of
 
@@ -42,7 +42,8 @@ def save(model: Any, path: PathLike) -> None:
     Raises
     ------
     TypeError
-        If `model` is nothing that has parameters, or `path` is no name.
+        If `model` is nothing that has parameters or has arrays of something else than numbers, or
+        `path` is no name.
     ImportError
         If safetensors is wanted and not installed.
     OSError
@@ -64,6 +65,8 @@ def save(model: Any, path: PathLike) -> None:
     state = model.state_dict() if hasattr(model, "state_dict") else state_of(model)
     # Before the file is opened, so that a missing package leaves no trace.
     safetensors = _safetensors() if _is_safetensors(path) else None
+    for name, array in state.items():
+        require_numbers(name, array)
     with atomic_write(path) as file:
         if safetensors is not None:
             file.write(safetensors.save(state))

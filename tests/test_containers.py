@@ -53,6 +53,18 @@ class Double:
         return 2 * grad_out
 
 
+class Half:
+    """Whose backward loses images."""
+
+    def forward(self, x: Any) -> Any:
+        """The input."""
+        return x
+
+    def backward(self, grad_out: Any) -> Any:
+        """The gradient of the first half."""
+        return grad_out[: len(grad_out) // 2]
+
+
 class Scale:
     """A layer of somebody else's, with a parameter."""
 
@@ -166,6 +178,11 @@ def test_residual_does_not_broadcast() -> None:
     block.shortcut = cnnx.Conv2D(1, 3, 2)
     with pytest.raises(ValueError, match=r"and shortcut\(x\) has shape \(2, 3, 3, 3\)"):
         block(x)
+    # A layer of somebody's own may have a backward that is wrong.
+    block = cnnx.Residual(Half())
+    block(x)
+    with pytest.raises(ValueError, match=r"body.backward\(grad_out\) has shape \(1, 1, 4, 4\) and"):
+        block.backward(x)
 
 
 def test_somebody_else_s_layers_are_layers() -> None:
@@ -297,6 +314,15 @@ def test_a_wrong_shape_changes_nothing(strict: bool, change: Any, message: str) 
         model.load_state_dict(state, strict)
     for name, array in model.state_dict().items():
         assert array.tobytes() == before[name].tobytes(), name
+
+
+def test_a_read_only_array_changes_nothing() -> None:
+    dense = cnnx.Dense(1, 2, rng=0)
+    before = dense.params["weight"].copy()
+    dense.params["bias"] = np.broadcast_to(np.float32(0), (2,))
+    with pytest.raises(ValueError, match=r"'bias' cannot be filled: .* read-only"):
+        dense.load_state_dict({"weight": np.ones((1, 2)), "bias": np.ones(2)})
+    assert_array_equal(dense.params["weight"], before)
 
 
 def test_missing_and_unexpected_names() -> None:

@@ -7,6 +7,7 @@ which is not refused in time fails. Layers and what trains them are in test_erro
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,19 @@ def test_masked_array(no_kernels: None) -> None:
     # It would lose its mask without a word.
     x = np.ma.masked_array(zeros(2, 4, 7, 6), mask=True)
     refused(TypeError, BASE["relu"], {"x": x}, "x", "masked", "filled")
+    hidden = np.ma.masked_array([0, 1], mask=[False, True])
+    one = np.ones((1, 1, 1, 2))
+    for name, call in (
+        ("target", lambda: cnnx.SoftmaxCrossEntropy()(np.ones((2, 3)), hidden)),
+        (
+            "indices",
+            lambda: cnnx.max_pool2d_backward(one, hidden.reshape(one.shape), one.shape),
+        ),
+        ("state['bias']", lambda: cnnx.Dense(1, 2).load_state_dict({"bias": hidden}, False)),
+        ("out", lambda: cnnx.conv2d(one, one[..., :1], out=np.ma.masked_array(one, mask=True))),
+    ):
+        with pytest.raises(TypeError, match=rf"{re.escape(name)} is a masked array"):
+            call()
 
 
 # ---------------------------------------------------------------------------- dimensions

@@ -512,6 +512,52 @@ def test_links_and_permissions_stay(tmp_path: Path) -> None:
     cnnx.load(real, small_net())
 
 
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write to anything")
+def test_a_write_protected_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model.npz"
+    cnnx.save(small_net(1), path)
+    content = path.read_bytes()
+    path.chmod(0o440)
+    with pytest.raises(PermissionError, match=r"model\.npz"):
+        cnnx.save(small_net(2), path)
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["model.npz"]
+    path.chmod(0o640)  # or Windows could not remove it
+
+
+class Labelled(cnnx.Layer):
+    """Keeps an array that no file of numbers can hold."""
+
+    def __init__(self, labels: Any) -> None:
+        self.params["factor"] = np.ones(1)
+        self.buffers["labels"] = np.array(labels)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x * self.params["factor"]
+
+    def backward(self, grad_out: Any) -> Any:
+        self.grads["factor"] = np.array([(grad_out * self.x).sum()])
+        return grad_out * self.params["factor"]
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [None, {}]], ids=["text", "objects"])
+def test_what_could_not_be_read_is_not_written(labels: Any, tmp_path: Path) -> None:
+    layer, path = Labelled(labels), tmp_path / "model.npz"
+    with pytest.raises(TypeError, match=r"'labels' has dtype .*, expected numbers"):
+        cnnx.save(layer, path)
+    with pytest.raises(TypeError, match=r"labels' has dtype .*, expected numbers"):
+        cnnx.fit(layer, np.eye(3), np.arange(3), epochs=1, progress=False, checkpoint=path)
+    assert not path.exists()
+
+
+def test_names_with_slashes_do_not_meet(tmp_path: Path) -> None:
+    tree = {"a": {"b": np.zeros(1)}, "a/b": np.ones(1), "a/b/": np.full(1, 2.0)}
+    write_tree(tmp_path / "tree.npz", tree)
+    found = read_tree(tmp_path / "tree.npz")
+    assert [found["a"]["b"][0], found["a/b"][0], found["a/b/"][0]] == [0, 1, 2]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no /dev/null")
 def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -14,6 +15,8 @@ from conftest import ISAS, KERNELS
 from numpy.testing import assert_allclose, assert_array_equal
 
 import cnnx
+
+WEIGHT = np.full((1, 1, 1, 1), 7)
 
 
 class Doubled(cnnx.Conv2D):
@@ -82,12 +85,12 @@ def test_same_answers(implementation: str) -> None:
 def test_the_normalisations_are_gone() -> None:
     model = net().freeze()
     model(images())
-    kinds = [type(layer).__name__ for layer, _ in model._kept]
+    kinds = [type(layer).__name__ for layer, _ in model._kept[1]]
     assert kinds == [
         "Conv2D", "Residual", "Conv2D", "BatchNorm2D", "Sigmoid", "Doubled", "ReLU", "Conv2D",
         "Tanh", "MaxPool2D", "BatchNorm2D", "Flatten", "Dense", "Dense", "ReLU6",
     ]  # fmt: skip
-    assert [type(layer).__name__ for layer, _ in model[3].body._kept] == ["Conv2D", "Conv2D"]
+    assert [type(layer).__name__ for layer, _ in model[3].body._kept[1]] == ["Conv2D", "Conv2D"]
     assert [type(layer).__name__ for layer in model][:3] == ["Conv2D", "BatchNorm2D", "ReLU6"]
     assert [layer.activation for layer in model if isinstance(layer, cnnx.Dense)] == [None, None]
     assert model[0].activation is None
@@ -98,7 +101,7 @@ def test_silu_is_stored_by_the_convolution(implementation: str) -> None:
     known = model(images())
     model.freeze()
     assert_allclose(model(images()), known, rtol=0, atol=1e-14)  # numbers below 4, one function
-    assert len(model._kept) == 1
+    assert len(model._kept[1]) == 1
 
 
 def test_a_mismatch_is_still_told() -> None:
@@ -145,6 +148,69 @@ def test_loading_and_converting_show_at_once(backend: str) -> None:
     assert model.frozen
     assert_allclose(model(x), other.eval()(x), rtol=0, atol=1e-13)
     assert model.astype("float32")(x.astype(np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.load_state_dict({**layer.state_dict(), "weight": WEIGHT}),
+        lambda layer: layer.params["weight"].fill(7) or layer.freeze(),
+        lambda layer: layer.params["weight"].fill(7) or layer.unfreeze(),
+    ],
+    ids=["load", "freeze", "unfreeze"],
+)
+def test_a_layer_alone_shows_at_once(backend: str, change: Any) -> None:
+    # The net computes with a layer of its own, into which the ReLU has gone.
+    model = cnnx.Sequential(cnnx.Conv2D(1, 1, 1, rng=0), cnnx.ReLU()).freeze()
+    x = np.ones((1, 1, 1, 1), np.float32)
+    model(x)
+    change(model[0])
+    assert model(x).item() == 7
+
+
+def test_loading_while_others_compute(backend: str) -> None:
+    # A thread that has begun to fuse the layers before the new numbers were there ends afterwards.
+    model = cnnx.Sequential(cnnx.Conv2D(1, 1, 1, rng=0), cnnx.BatchNorm2D(1, eps=0)).freeze()
+    model[0].params["weight"].fill(1)
+    begun, loaded = threading.Event(), threading.Event()
+
+    class Slow(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            if name == "running_var":  # the mean has been read
+                begun.set()
+                assert loaded.wait(60)
+            return super().__getitem__(name)
+
+    norm, x = model[1], np.ones((1, 1, 1, 1), np.float32)
+    norm.buffers = Slow(norm.buffers)
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(model, x)
+        assert begun.wait(60)
+        norm.buffers = dict(norm.buffers)
+        model.load_state_dict({**model.state_dict(), "1.running_mean": np.full(1, -6)})
+        loaded.set()
+        early.result()
+    assert model(x).item() == 7
+
+
+def test_freezing_while_others_compute(backend: str) -> None:
+    model, x = net("float32").freeze(), images(1, np.float32)
+    known = model(x)
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(model, x) for _ in range(100)]
+        while not all(result.done() for result in results):
+            model.freeze()
+        for result in results:
+            assert_array_equal(result.result(), known)
+
+
+def test_what_forward_kept_before_is_gone() -> None:
+    model = cnnx.Sequential(cnnx.Dense(1, 1, rng=0), cnnx.ReLU())
+    x = np.ones((1, 1), np.float32)
+    model(x)
+    model.freeze()(2 * x)
+    with pytest.raises(RuntimeError, match="before forward"):  # not the gradient for 1
+        model.unfreeze().backward(x)
 
 
 def test_no_backward(backend: str) -> None:

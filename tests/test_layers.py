@@ -513,6 +513,22 @@ def test_batch_norm_in_training_and_after(backend: str, rng: np.random.Generator
     assert not np.allclose(running[0], mean, rtol=1e-13)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_batch_norm_counts_the_channels(channels: int, affine: bool) -> None:
+    # Without weight and bias nothing else of the call tells how many there must be.
+    norm = cnnx.BatchNorm2D(3, affine=affine)
+    x = np.ones((2, channels, 5, 5), np.float32)
+    for mode in (norm.train(), norm.eval()):
+        with pytest.raises(ValueError, match=r"shape .*expected"):
+            mode(x)
+    assert norm.buffers["running_mean"].tolist() == [0] * 3
+    norm.buffers["running_var"] = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match=r"buffers\['running_var'\] has shape \(2,\), expected"):
+        norm.train()(np.ones((2, 3, 5, 5), np.float32))
+    assert norm.buffers["running_mean"].tolist() == [0] * 3
+
+
 def test_batch_norm_needs_two_pixels_to_train_on() -> None:
     norm = cnnx.BatchNorm2D(2)
     x = np.ones((1, 2, 1, 1), np.float32)

@@ -147,6 +147,15 @@ def test_arguments_are_not_modified() -> None:
 
 
 @pytest.mark.parametrize("loss", [cnnx.SoftmaxCrossEntropy(), cnnx.MSELoss()])
+def test_the_gradient_is_the_caller_s(loss: Any) -> None:
+    loss(np.eye(3), np.ones((3, 3)) / 3)
+    first = loss.backward()
+    known = first.copy()
+    first *= 0.5
+    assert_array_equal(loss.backward(), known)
+
+
+@pytest.mark.parametrize("loss", [cnnx.SoftmaxCrossEntropy(), cnnx.MSELoss()])
 def test_backward_before_forward(loss: Any) -> None:
     with pytest.raises(RuntimeError, match=f"{type(loss).__name__}.backward came before forward"):
         loss.backward()

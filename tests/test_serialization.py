@@ -261,7 +261,7 @@ def test_an_array_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> 
     before = path.read_bytes()
     model = Minimal(1.0)
     model.params["b"] = np.array([Exploit()], object)  # it would need a pickle
-    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+    with pytest.raises(TypeError, match="'b' has dtype object, expected numbers"):
         cnnx.save(model, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["model.npz"]

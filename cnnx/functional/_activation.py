@@ -14,7 +14,6 @@ from cnnx.functional._arguments import Array, choice, empty, floats, number, req
 
 _X = (("x", None, "", True),)
 _GRAD_AND_X = (("grad_out", None, "", True), ("x", None, "", True))
-_SUM = (("body(x)", None, "", True), ("shortcut(x)", None, "", True))
 _GRAD_AND_Y = (("grad_out", None, "", True), ("y", None, "", True))
 
 
@@ -67,9 +66,16 @@ def activation_backward_from_output(grad_out: Array, y: Array, kind: str | None)
     return grad_x
 
 
-def add(x: Array, other: Array, activation: Literal["relu"] | None = None) -> Array:
-    """Return activation(x + other), for arrays of one shape."""
-    x, other = floats(_SUM, x, other)
+def add(
+    x: Array, other: Array, activation: Literal["relu"] | None = None, *, names: tuple[str, str]
+) -> Array:
+    """Return activation(x + other), for arrays of one shape; errors call them by `names`."""
+    x, other = floats(tuple((name, None, "", True) for name in names), x, other)
+    if x.shape != other.shape:  # NumPy would broadcast, and a kernel read beyond the smaller one
+        raise ValueError(
+            f"{names[0]} has shape {x.shape} and {names[1]} has shape {other.shape}, expected the "
+            "same"
+        )
     out = _like(x)
     if x.size:
         _dispatch.backend().add(x, other, activation, out)

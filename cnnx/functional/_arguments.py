@@ -68,8 +68,7 @@ def _to_floats(signature: Signature, values: tuple[object, ...]) -> tuple[Array 
             continue
         if not isinstance(value, np.ndarray) or value.dtype.char not in _DTYPE_NAMES:
             raise TypeError(_not_floats(name, value))
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{name} is a masked array, expected a plain one: {name}.filled(0)")
+        unmasked(name, value)
         if ndim is not None and value.ndim != ndim:
             raise ValueError(f"{name} has shape {value.shape}, expected {ndim} dimensions {layout}")
     arrays = [value for value in values if isinstance(value, np.ndarray)]
@@ -78,6 +77,13 @@ def _to_floats(signature: Signature, values: tuple[object, ...]) -> tuple[Array 
         np.require(value, dtype, ["C", "A", "E"]) if isinstance(value, np.ndarray) else None
         for value in values
     )
+
+
+def unmasked(name: str, value: object) -> Array:
+    """Return a value as an array, unless it has a mask, which would be ignored."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, expected a plain one: {name}.filled(0)")
+    return np.asarray(value)
 
 
 def shared(value: object, name: str) -> Any:
@@ -134,6 +140,7 @@ def index_array(value: object, name: str, shape: Shape) -> Array:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
         what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else described(value)
         raise TypeError(f"{name} is {what}, expected a NumPy array of integers (int64)")
+    unmasked(name, value)
     require_shape(name, value, shape, "the shape of grad_out")
     if value.dtype.kind == "u" and value.dtype.itemsize == 8:
         value = np.minimum(value, np.uint64(2**63 - 1))  # what does not fit stays out of range
@@ -157,6 +164,8 @@ def output(out: object, shape: Shape, like: Array, *inputs: object) -> Array:
     """Check the array a caller wants filled."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is {described(out)}, expected a NumPy array")
+    if isinstance(out, np.ma.MaskedArray):  # what stands behind its mask would not show
+        raise TypeError("out is a masked array, expected a plain one")
     if out.dtype != like.dtype or not out.dtype.isnative:
         raise ValueError(f"out is an array of {out.dtype!r}, expected {like.dtype!r}")
     require_shape("out", out, shape)

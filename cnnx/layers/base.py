@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnx._notebook import layer_table
-from cnnx.functional._arguments import described, flag
+from cnnx.functional._arguments import described, flag, unmasked
 
 Array = NDArray[Any]
 L = TypeVar("L", bound="Layer")
 
 _DTYPES = (np.dtype("float32"), np.dtype("float64"))
+_change = object()
 
 
 class LayerLike(Protocol):
@@ -34,6 +35,15 @@ class LayerLike(Protocol):
 
     def backward(self, grad_out: Any, /) -> Any:
         """Return the gradient of the last forward's input."""
+
+
+def latest_change() -> object:
+    """Return what is another object after each freeze and unfreeze of any layer.
+
+    Who derives something from several layers, some of them perhaps frozen anew alone or by another
+    thread, keeps it with the object from before it looked at them.
+    """
+    return _change
 
 
 def _no_arrays(layer: Any) -> dict[str, Array]:
@@ -147,7 +157,7 @@ class Layer(ABC):
     def train(self: L) -> L:
         """Switch to training behaviour, and unfreeze; return the layer."""
         self.training = True
-        self.frozen, self._kept = False, None
+        self._promise(False)
         return self._tell_children("train")
 
     def eval(self: L) -> L:
@@ -164,13 +174,22 @@ class Layer(ABC):
         another freeze, and there is no backward.
         """
         self.training = False
-        self.frozen, self._kept = True, None
+        self._saved = None
+        self._promise(True)
         return self._tell_children("freeze")
 
     def unfreeze(self: L) -> L:
         """Take the promise of :meth:`freeze` back, and stay in the present mode."""
-        self.frozen, self._kept = False, None
+        self._promise(False)
         return self._tell_children("unfreeze")
+
+    def _promise(self, frozen: bool) -> None:
+        """Be frozen or not, and let nothing derived from the parameters outlive a change."""
+        global _change
+        changed = frozen or self.frozen
+        self.frozen, self._kept = frozen, None
+        if changed:
+            _change = object()  # last: who has seen it sees the rest
 
     def astype(self: L, dtype: str | np.dtype[Any] | type[np.floating[Any]]) -> L:
         """Convert the parameters, gradients and buffers to a dtype; return the layer.
@@ -274,11 +293,16 @@ def load_state(layer: Any, state: Mapping[str, Any], strict: bool = True) -> Non
         raise TypeError(f"state is {described(state)}, expected a mapping of names to arrays")
     flag(strict, "strict")
     own = {**arrays_of(layer, "params"), **arrays_of(layer, "buffers")}
-    arrays = {name: np.asarray(state[name]) for name in own if name in state}
+    arrays = {name: unmasked(f"state[{name!r}]", state[name]) for name in own if name in state}
     faults = [
         f"{name!r} has shape {array.shape}, expected {own[name].shape}"
         for name, array in arrays.items()
         if array.shape != own[name].shape
+    ]
+    faults += [
+        f"{name!r} cannot be filled: the layer's own array is read-only"
+        for name in arrays
+        if not own[name].flags.writeable
     ]
     if strict:
         faults += [f"{name!r} is missing" for name in own if name not in state]

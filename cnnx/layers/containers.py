@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cnnx.functional._activation import activation_backward_from_output, add
 from cnnx.functional._arguments import choice, described
-from cnnx.layers.base import Array, Layer, LayerLike, arrays_of
+from cnnx.layers.base import Array, Layer, LayerLike, arrays_of, latest_change
 from cnnx.layers.fusion import fused, relu_of_maxima
 from cnnx.layers.pool import MaxPool2D
 
@@ -152,9 +152,11 @@ class Sequential(Container):
 
     def _infer(self, x: Array) -> Array:
         """The frozen net's forward, by layers made for it, which keep nothing for backward."""
-        if self._kept is None:
-            self._kept = [(layer, isinstance(layer, Layer)) for layer in fused(self.layers)]
-        for layer, ours in self._kept:
+        change, kept = latest_change(), self._kept
+        if kept is None or kept[0] is not change:
+            layers = [(layer, isinstance(layer, Layer)) for layer in fused(self.layers)]
+            self._kept = kept = change, layers
+        for layer, ours in kept[1]:
             x = layer.forward(x)
             if ours:
                 layer._saved = None  # its memory serves the next but one layer's result
@@ -232,13 +234,8 @@ class Residual(Container):
         """Return activation(body(x) + shortcut(x)); the shapes of both must agree."""
         main: Array = self.body.forward(x)
         way: Array = x if self.shortcut is None else self.shortcut.forward(x)
-        if main.shape != way.shape:  # NumPy would broadcast
-            source = "x" if self.shortcut is None else "shortcut(x)"
-            raise ValueError(
-                f"body(x) has shape {main.shape} and {source} has shape {way.shape}, expected the "
-                "same"
-            )
-        out = add(main, way, self.activation)
+        source = "x" if self.shortcut is None else "shortcut(x)"
+        out = add(main, way, self.activation, names=("body(x)", source))
         self._saved = (out,) if self.activation and not self.frozen else None
         return out
 
@@ -249,7 +246,8 @@ class Residual(Container):
             grad_out = activation_backward_from_output(grad_out, out, self.activation)
         main: Array = self.body.backward(grad_out)
         way: Array = grad_out if self.shortcut is None else self.shortcut.backward(grad_out)
-        return add(main, way)
+        source = "grad_out" if self.shortcut is None else "shortcut.backward(grad_out)"
+        return add(main, way, names=("body.backward(grad_out)", source))
 
 
 class _Gathered(dict[str, Array]):

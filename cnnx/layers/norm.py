@@ -95,6 +95,12 @@ class BatchNorm2D(Layer):
         out: Array
         if self.training:
             (x,) = check.floats(_X, x)
+            if x.shape[1] != self.num_features:
+                raise ValueError(
+                    f"x has shape {x.shape}, expected {self.num_features} channels along axis 1"
+                )
+            for name, kept in (("running_mean", mean), ("running_var", var)):
+                check.require_shape(f"buffers[{name!r}]", kept, (self.num_features,))
             pixels = x.shape[0] * x.shape[2] * x.shape[3]
             if pixels == 1:
                 raise ValueError(
