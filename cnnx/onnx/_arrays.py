@@ -306,6 +306,7 @@ def reduce_mean(node: Node) -> Run:
             if nothing:
                 return x
             axes = list(range(x.ndim))
-        return np.mean(x, tuple(_normal(axes, x.ndim)), x.dtype, keepdims=keep)
+        function = np.mean if x.size else np.sum  # 0 of no numbers, as ONNX Runtime has it
+        return function(x, tuple(_normal(axes, x.ndim)), x.dtype, keepdims=keep)
 
     return run
