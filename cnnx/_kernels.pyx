@@ -408,18 +408,19 @@ def avg_pool2d_backward(cnp.ndarray grad_out, tuple pool_size, tuple stride, tup
 # ---------------------------------------------------------------- elementwise, softmax, norm, optimizers
 
 cdef int run_elementwise(cnnx_task task, cnnx_elementwise *p, cnp.ndarray x, cnp.ndarray y, kind,
-                         double alpha, bint exact=False) except -1:
+                         double alpha) except -1:
     p.x, p.y = cnp.PyArray_DATA(x), cnp.PyArray_DATA(y)
     p.n, p.kind, p.alpha = cnp.PyArray_SIZE(x), ACTIVATIONS[kind], alpha
     cdef bint moves = p.kind in (CNNX_NONE, CNNX_RELU, CNNX_LEAKY_RELU, CNNX_RELU6, CNNX_HARD_SWISH)
     cdef int64_t cost = MOVE if moves else CALL
+    cdef bint exact = p.kind in (CNNX_NONE, CNNX_RELU, CNNX_RELU6)  # which compare, and move or add
     return run(task, p, (p.n + CNNX_CHUNK - 1) // CNNX_CHUNK, 0, threads_for(cost * p.n), exact)
 
 
 def activation(cnp.ndarray x, kind, double alpha, cnp.ndarray out):
     """Fill `out` with the activation `kind` of x."""
     cdef cnnx_elementwise p
-    run_elementwise(table(x).activation, &p, x, out, kind, alpha, kind in ("relu", "relu6"))
+    run_elementwise(table(x).activation, &p, x, out, kind, alpha)
 
 
 def activation_backward(cnp.ndarray grad_out, cnp.ndarray x, kind, double alpha, cnp.ndarray grad_x):

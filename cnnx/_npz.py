@@ -3,15 +3,17 @@
 NumPy's own reader allocates what an array's header promises before it looks whether the file has as
 much, and meets damage with a dozen kinds of exception. Here all of it is a ``ValueError``, pickles
 are never read, names are only names (nothing is unpacked to a disk), and at most `warranted` bytes
-come out of a file.
+come out of a file. What is not compressed may stay in the file.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ _RATIO, _SMALL = 100, 2**26
 _MOST_DIMENSIONS = 32
 _LONGEST_TEXT = 300
 _NPY = ".npy"
+_LONGEST_HEADER = 2**16  # of an npy file; NumPy reads none above 10,000 characters
+_LENGTHS = 26  # where they stand in an entry's own header
 
 
 def warranted(size: int) -> int:
@@ -45,9 +49,19 @@ def _is_numbers(dtype: np.dtype[Any]) -> bool:
 
 def read_npz(content: bytes) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz file by name, read-only; ValueError where it is not whole."""
+    return _read(io.BytesIO(content), len(content))
+
+
+def map_npz(path: Path, large: str) -> dict[str, NDArray[Any]]:
+    """Do the same, but leave one array in the file, as a memory map, if it is not compressed."""
+    with open(path, "rb") as file:
+        return _read(file, os.path.getsize(path), large)
+
+
+def _read(file: BinaryIO, size: int, large: str = "") -> dict[str, NDArray[Any]]:
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return _arrays(archive, warranted(len(content)))
+        with zipfile.ZipFile(file) as archive:
+            return _arrays(archive, warranted(size), file, large)
     except MemoryError:
         raise
     except Exception as error:  # zipfile knows many kinds
@@ -57,7 +71,9 @@ def read_npz(content: bytes) -> dict[str, NDArray[Any]]:
         raise ValueError(text) from error
 
 
-def _arrays(archive: zipfile.ZipFile, room: int) -> dict[str, NDArray[Any]]:
+def _arrays(
+    archive: zipfile.ZipFile, room: int, file: BinaryIO, large: str
+) -> dict[str, NDArray[Any]]:
     entries = archive.infolist()
     # Before anything is read, and where the directory lies, too, no more than that is read.
     size = sum(entry.file_size for entry in entries)
@@ -69,9 +85,12 @@ def _arrays(archive: zipfile.ZipFile, room: int) -> dict[str, NDArray[Any]]:
         if name in arrays or not entry.filename.endswith(_NPY):
             raise ValueError(f"entry {entry.filename!r} is no array, or there are two of its name")
         try:
-            with archive.open(entry) as file:
+            with archive.open(entry) as content:
+                if name == large and entry.compress_type == zipfile.ZIP_STORED:
+                    arrays[name] = _mapped(file, entry, content.read(_LONGEST_HEADER))
+                    continue
                 # Not read(), which would unpack all there is, whatever the directory says.
-                arrays[name] = _array(file.read(entry.file_size))
+                arrays[name] = _array(content.read(entry.file_size))
         except MemoryError:
             raise
         except Exception as error:
@@ -81,24 +100,22 @@ def _arrays(archive: zipfile.ZipFile, room: int) -> dict[str, NDArray[Any]]:
 
 def _array(content: bytes) -> NDArray[Any]:
     """Return the array of an npy file."""
-    shape, fortran, dtype, start = _header(content)
-    if dtype.hasobject:
-        raise ValueError("Object arrays cannot be loaded: they are pickles")
-    if not _is_numbers(dtype):
-        raise ValueError(f"its dtype is {dtype}, expected numbers")
-    if len(shape) > _MOST_DIMENSIONS or any(n < 0 for n in shape):
-        raise ValueError(f"its shape is {shape}")
-    expected = math.prod(shape) * dtype.itemsize
-    if len(content) - start != expected:
-        raise ValueError(
-            f"{dtype} of shape {shape} are {expected:,} bytes, but {len(content) - start:,} came"
-        )
+    shape, order, dtype, start = _header(content, len(content))
     flat = np.frombuffer(content, dtype, offset=start)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    return flat.reshape(shape, order=order)
 
 
-def _header(content: bytes) -> tuple[Shape, bool, np.dtype[Any], int]:
-    """Return what an npy file says about its array, and where the numbers begin."""
+def _mapped(file: BinaryIO, entry: zipfile.ZipInfo, beginning: bytes) -> NDArray[Any]:
+    """Return the array of an npy file that stands in an archive as it is."""
+    shape, order, dtype, start = _header(beginning, entry.file_size)
+    file.seek(entry.header_offset + _LENGTHS)
+    name, more = file.read(2), file.read(2)  # the lengths of what stands before the content
+    start += file.tell() + int.from_bytes(name, "little") + int.from_bytes(more, "little")
+    return np.memmap(file, dtype, "r", start, shape, order)
+
+
+def _header(content: bytes, size: int) -> tuple[Shape, Literal["F", "C"], np.dtype[Any], int]:
+    """Return what a whole npy file of that size says of its array, and where the numbers begin."""
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     readers = {
@@ -108,4 +125,15 @@ def _header(content: bytes) -> tuple[Shape, bool, np.dtype[Any], int]:
     if version not in readers:
         raise ValueError(f"its npy version is {version}, expected (1, 0) or (2, 0)")
     shape, fortran, dtype = readers[version](file)
-    return shape, fortran, dtype, file.tell()
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they are pickles")
+    if not _is_numbers(dtype):
+        raise ValueError(f"its dtype is {dtype}, expected numbers")
+    if len(shape) > _MOST_DIMENSIONS or any(n < 0 for n in shape):
+        raise ValueError(f"its shape is {shape}")
+    expected, start = math.prod(shape) * dtype.itemsize, file.tell()
+    if size - start != expected:
+        raise ValueError(
+            f"{dtype} of shape {shape} are {expected:,} bytes, but {size - start:,} came"
+        )
+    return shape, "F" if fortran else "C", dtype, start

@@ -26,6 +26,8 @@ M = TypeVar("M")
 PathLike = str | os.PathLike[str]
 
 _SAFETENSORS = ".safetensors"
+_DTYPES = {"BOOL": "?", "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DTYPES |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 
 
 def save(model: Any, path: PathLike) -> None:
@@ -143,8 +145,7 @@ def read(path: PathLike) -> dict[str, NDArray[Any]]:
     try:
         if safetensors is None:
             return read_npz(content)
-        state: dict[str, NDArray[Any]] = safetensors.load(content)
-        return state
+        return _read_safetensors(content)
     except MemoryError:
         raise
     except KeyError as error:  # a dtype
@@ -154,6 +155,20 @@ def read(path: PathLike) -> dict[str, NDArray[Any]]:
     except Exception as error:  # a damaged or forged file can provoke nearly any
         kind = "an npz" if safetensors is None else "a safetensors"
         raise ValueError(f"{os.fsdecode(path)} is not {kind} file of arrays: {error}") from error
+
+
+def _read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file's content; KeyError with the name of a dtype that is not read."""
+    import safetensors
+
+    deserialize: Any = safetensors.deserialize
+    state: dict[str, NDArray[Any]] = {}
+    for name, tensor in deserialize(content):
+        array = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
+        if tensor["dtype"] == "BF16":  # the upper half of a float32, which it becomes
+            array = (array.astype("<u4") << 16).view("<f4")
+        state[name] = array.reshape(tensor["shape"])
+    return state
 
 
 def _require_state(model: Any, method: str) -> None:

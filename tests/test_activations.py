@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 from tolerances import ACTIVATION_ROUNDINGS, assert_close
 
 import cnnx
+from cnnx.functional._activation import activation_backward_from_output
 
 INF, NAN = float("inf"), float("nan")
 
@@ -128,6 +129,27 @@ def test_fused_relu_keeps_nan(implementation: str, dtype: Any) -> None:
     x = np.array([[[[1.0, NAN, -1.0]]]], dtype)
     out = cnnx.conv2d(x, np.ones((1, 1, 1, 1), dtype), activation="relu")
     assert_array_equal(out, [[[[1, NAN, 0]]]])
+
+
+@pytest.mark.parametrize("value", [5.0, INF, -INF, NAN])
+def test_what_a_relu_stops_is_zero_whatever_it_is(
+    value: float, implementation: str, dtype: Any
+) -> None:
+    x = np.tile(np.array([NAN, -INF, -1, -0.0, 0, 5, 6, INF], dtype), 5)[:-1]  # vectors and a rest
+    grad = np.full_like(x, value)
+    for name, passes in (("relu", x > 0), ("relu6", (x > 0) & (x < 6))):
+        expected = np.zeros_like(x)
+        expected[passes] = value
+        assert_array_equal(call(f"{name}_backward", grad, x), expected)
+        # A normalisation by mean 0 and variance 1 that has the ReLU in it.
+        image, one = (1, 1, 1, len(x)), np.ones(1, dtype)
+        arrays = (grad.reshape(image), x.reshape(image), one, 0 * one, one, 0)
+        found = cnnx.batch_norm2d_backward(*arrays, batch_stats=False, activation=name)[0]
+        assert_array_equal(found.ravel(), expected)
+    passed = cnnx.leaky_relu_backward(grad, x, 0.5)
+    assert_array_equal(passed, np.where(x > 0, grad, grad / 2))
+    fused = activation_backward_from_output(grad, np.maximum(x, 0), "relu")
+    assert_array_equal(fused, np.where(x > 0, grad, 0))
 
 
 # ---------------------------------------------------------------------------- softmax

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from cnnx.data import Dataset, digits, load, read_idx
+from cnnx.data._dataset import unit_images
+from cnnx.data._files import load_levels
 
 # Images per class of optdigits.tes, from the data set's own description at UCI.
 UCI_CLASS_SIZES = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
@@ -124,6 +126,43 @@ def test_npz(tmp_path):
 
 def test_npz_with_wider_labels(tmp_path):
     check(load(write_npz(tmp_path / "tiny.npz", y_train=ARRAYS["y_train"].astype(">i4"))))
+
+
+def write_stored_npz(path: Path):
+    np.savez(path, **ARRAYS)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "mapped"),
+    [
+        (lambda folder: write_idx_folder(folder), True),
+        (lambda folder: write_idx_folder(folder, ("x_test", "y_train")), True),
+        (lambda folder: write_idx_folder(folder, ("x_train",)), False),
+        (lambda folder: write_stored_npz(folder / "tiny.npz"), True),
+        (lambda folder: write_npz(folder / "tiny.npz"), False),
+    ],
+)
+def test_what_is_not_compressed_stays_in_its_file(tmp_path, write, mapped):
+    place = write(tmp_path)
+    data = load_levels(place)
+    whole = load(place)
+    assert data.x_train.dtype == np.uint8
+    np.testing.assert_array_equal(data.x_train[:, 0], ARRAYS["x_train"])
+    np.testing.assert_array_equal(unit_images(data.x_train), whole.x_train)
+    for name in ("x_test", "y_train", "y_test"):
+        np.testing.assert_array_equal(getattr(data, name), getattr(whole, name))
+        assert getattr(data, name).dtype == getattr(whole, name).dtype
+    assert isinstance(data.x_train, np.memmap) == mapped
+    if mapped:
+        assert not data.x_train.flags.writeable
+        file = place / "train-images-idx3-ubyte" if place.is_dir() else place
+        content = bytearray(file.read_bytes())
+        at = content.index(ARRAYS["x_train"].tobytes())
+        with open(file, "r+b") as opened:  # it is the file that is seen
+            opened.seek(at)
+            opened.write(bytes([content[at] ^ 1]))
+        assert data.x_train[0, 0, 0, 0] == content[at] ^ 1
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 2), (2, 3, 4), (0,)])

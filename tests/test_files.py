@@ -138,6 +138,16 @@ class Images(Kind):
         data.load(self.path)
 
 
+class MappedImages(Images):
+    def write(self) -> None:
+        super().write()
+        with np.load(self.path) as arrays:
+            np.savez(self.path, **arrays)  # not compressed
+
+    def read(self) -> None:
+        data._files.load_levels(self.path).x_train.sum()
+
+
 class Idx(Kind):
     name = "train-images"
 
@@ -146,6 +156,11 @@ class Idx(Kind):
 
     def read(self) -> None:
         data.read_idx(self.path)
+
+
+class MappedIdx(Idx):
+    def read(self) -> None:
+        data._files._idx(self.path, mapped=True).sum()
 
 
 class ZippedIdx(Idx):
@@ -160,7 +175,9 @@ KINDS = [
     pytest.param(Safetensors, marks=needs_safetensors),
     Checkpoint,
     Images,
+    MappedImages,
     Idx,
+    MappedIdx,
     ZippedIdx,
 ]
 
@@ -265,7 +282,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-@pytest.mark.parametrize("reader", [Model, Checkpoint, Images])
+@pytest.mark.parametrize("reader", [Model, Checkpoint, Images, MappedImages])
 def test_hostile_npz(what: str, reader: Any, tmp_path: Path) -> None:
     kind = reader(tmp_path)
     content = HOSTILE[what]
@@ -295,6 +312,23 @@ def test_zipped_bombs_of_images(tmp_path: Path) -> None:
     assert file.stat().st_size < MIB
     peak = peak_of(lambda: refuses(ValueError, lambda: data.read_idx(file), "images.gz"))
     assert peak < 2.5 * _npz.warranted(file.stat().st_size)  # 2**28 would be four times as much
+
+
+@pytest.mark.parametrize("shape", ["(1099511627776,)", "(8, 8, 8)", f"({2**70}, 4)", "(-4, 2, 2)"])
+def test_hostile_npz_that_stays_in_its_file(shape: str, tmp_path: Path) -> None:
+    kind = MappedImages(tmp_path)
+    labels = {f"y_{part}.npy": npy("(6,)", 6, "|u1") for part in ("train", "test")}
+    images = {f"x_{part}.npy": npy(shape, 24, "|u1") for part in ("train", "test")}
+    assert not good_or_one_clear_error(kind, archive({**images, **labels}))
+
+
+def test_a_lie_about_what_stays_in_its_file(tmp_path: Path) -> None:
+    # The directory and the array's header agree on 2 MB, which the file has not.
+    kind = MappedImages(tmp_path)
+    content = bytearray(archive({"x_train.npy": npy("(2, 1024, 1024)", 24, "|u1")}))
+    directory = content.rindex(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = struct.pack("<I", 128 + 2**21)
+    assert not good_or_one_clear_error(kind, bytes(content))
 
 
 def test_real_compression_is_far_from_the_limit(tmp_path: Path) -> None:

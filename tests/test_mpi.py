@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fresh import CHOICES
 
@@ -157,6 +158,8 @@ except KeyboardInterrupt as interrupt:
 
 # ---- the command
 
+PARTS = ("train", "test")
+
 
 def command(ranks: int, options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return mpiexec(ranks, "-m", "cnnx", "train", *options.split(), cwd=cwd)
@@ -171,6 +174,20 @@ def test_train_gives_the_same_net_on_one_and_four_ranks(tmp_path: Path) -> None:
         assert done.stdout.count(f"ranks: {ranks}, shards of a batch: 4, deterministic") == 1
         for said in ("images to train on", "test accuracy", "saved "):  # by rank 0 alone
             assert done.stdout.count(said) == 1
+        models.append(next((tmp_path / str(ranks)).glob("model.*")).read_bytes())
+    assert models[0] == models[1]
+
+
+def test_train_reads_a_file_that_is_not_compressed_by_parts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = {f"x_{part}": rng.integers(0, 256, (64, 12, 12), np.uint8) for part in PARTS}
+    labels = {f"y_{part}": np.arange(64) % 3 for part in PARTS}
+    models = []
+    for ranks, save in ((1, np.savez_compressed), (2, np.savez)):
+        save(tmp_path / "data.npz", **images, **labels)
+        options = f"--distributed --epochs 1 --batch-size 8 --data data.npz --output {ranks}"
+        done = command(ranks, options, tmp_path)
+        assert done.returncode == 0, done.stderr
         models.append(next((tmp_path / str(ranks)).glob("model.*")).read_bytes())
     assert models[0] == models[1]
 

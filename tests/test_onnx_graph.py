@@ -258,6 +258,9 @@ EMPTY = {
     "softmax of old sets": one("Softmax", axis=1),
     "log softmax of old sets": one("LogSoftmax", axis=2),
     "normalisation of rows": one("BatchNormalization", {name: np.ones(4, "f") for name in "sbmv"}),
+    "resize": one("Resize", {"r": None, "s": np.float32([1, 1, 2, 2.6])}, mode="linear"),
+    "softmax along the images": one("Softmax", axis=0),
+    "mean of rows": one("ReduceMean", axes=[1]),
 }
 
 
@@ -273,6 +276,81 @@ def test_no_images_keep_their_other_sizes(name):
         if not graph.frozen:
             assert graph.backward(y).shape == (0, *shape)
         graph.freeze()
+
+
+ZEROS = {
+    "gemm of no images": (*one("Gemm", {"w": array(5, 3), "b": array(3)}), (0, 5)),
+    "gemm without columns": (*one("Gemm", {"w": array(5, 0)}), (2, 5)),
+    "gemm of nothing": (*one("Gemm", {"w": array(0, 3), "b": array(3)}), (2, 0)),
+    "stack of nothing": (*one("MatMul", {"w": array(0, 3)}), (2, 4, 0)),
+    "softmax along none": (*one("Softmax", axis=0), (0, 5)),
+    "mean of none": (*one("ReduceMean", axes=[0]), (0, 5)),
+    "mean of all none": (*one("ReduceMean", keepdims=0), (3, 0)),
+    "resize of none": (*one("Resize", {"r": None, "s": np.float32([1, 1, 2, 3])}), (0, 2, 3, 4)),
+    "resize to sizes": (
+        *one("Resize", {"r": None, "s": None, "z": ints(0, 2, 9, 2)}, mode="linear"),
+        (0, 2, 3, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_arrays_of_no_numbers_are_as_onnxruntime_has_them(name):
+    pytest.importorskip("onnxruntime")
+    nodes, constants, shape = ZEROS[name]
+    file = model_of(nodes, {"x": [None] * len(shape)}, ["y"], constants)
+    x = np.zeros(shape, np.float32)
+    want = onnxruntime_of(file, x)
+    graph = cnnx.onnx.load(file)
+    for _ in range(2):
+        for _ in range(2):
+            np.testing.assert_array_equal(graph(x), want)  # its shape too, before broadcasting
+            assert graph(x).shape == want.shape
+        graph.freeze()
+
+
+@pytest.mark.parametrize("scale", [2.6, 1.3, 0.7, 2.3, 3.7])
+def test_the_size_of_a_resized_image_is_onnxruntimes(scale):
+    """In float32, 2.6 is less than 2.6, and yet 5 times that is 13."""
+    pytest.importorskip("onnxruntime")
+    nodes, constants = one("Resize", {"r": None, "s": np.float32([1, 1, 1, scale])})
+    nodes[0].attribute.append(
+        onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
+    )
+    nodes[0].attribute.append(onnx.helper.make_attribute("nearest_mode", "floor"))
+    file = model_of(nodes, {"x": [1, 1, 1, None]}, ["y"], constants)
+    graph = cnnx.onnx.load(file)
+    for size in (
+        5,
+        10,
+        15,
+        20,
+        25,
+        26,
+        50,
+        99,
+    ):  # where the size stays, ONNX Runtime returns x, whatever the scale
+        x = np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)
+        want = onnxruntime_of(file, x)
+        assert graph(x).shape == want.shape
+        np.testing.assert_array_equal(graph(x), want)
+
+
+def test_another_float_type_is_one_clear_error():
+    nodes, constants = one("Gemm", {"w": array(4, 3)})
+    graph = cnnx.onnx.load(model_of(nodes, {"x": (None, 4)}, ["y"], constants))
+    x = np.zeros((2, 4))
+    message = r"x is an array of float64, expected float32; cast it: x.astype\(np.float32\)"
+    for _ in range(2):
+        with pytest.raises(TypeError, match=message):
+            graph(x)
+        graph.freeze()
+    assert cnnx.onnx.load(model_of(nodes, {"x": (None, 4)}, ["y"], constants)).astype("float64")(
+        x
+    ).dtype == np.dtype("float64")
+    pool = one("MaxPool", kernel_shape=[2, 2])[0]
+    without = cnnx.onnx.load(model_of(pool, {"x": IMAGE}, ["y"]))
+    assert without(np.zeros(IMAGE)).dtype == np.dtype("float64")
 
 
 def normal(x: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -235,6 +235,12 @@ def test_nan_and_infinity_pass_through():
         (lambda x: normalize(x, 0, 1e-300), ValueError, "expected numbers above 0"),
         (lambda x: normalize(x, np.nan, 1), ValueError, "mean is nan, expected finite"),
         (lambda x: normalize(x, 0, [1, np.inf, 1]), ValueError, "expected finite"),
+        (
+            lambda x: normalize(x, 1e300, 1),
+            ValueError,
+            "1e.300, expected finite numbers of float32",
+        ),
+        (lambda x: normalize(x, 0, 1e300), ValueError, "std is 1e.300, expected finite numbers"),
         (lambda x: normalize(x, "a", 1), TypeError, "mean is 'a'"),
         (lambda x: normalize(x, None, 1), TypeError, "mean is None"),
     ],

@@ -121,32 +121,32 @@ static ALWAYS_INLINE V FN(activate_vector)(V v, const int kind, T alpha)
     }
 }
 
-/* Its derivative at the input v. */
-static ALWAYS_INLINE V FN(slope_vector)(V v, const int kind, T alpha)
+/* grad times the derivative at the input v. What a ReLU stops is 0, also where grad is no number. */
+static ALWAYS_INLINE V FN(grad_vector)(V grad, V v, const int kind, T alpha)
 {
     const V zero = {0}, one = zero + 1;
     switch (kind) {
-    case CNNX_RELU: return ABOVE(v, 0, one, zero);
-    case CNNX_LEAKY_RELU: return ABOVE(v, 0, one, zero + alpha);
-    case CNNX_RELU6: return ABOVE(v, 0, BELOW(v, 6, one, zero), zero);
-    case CNNX_SIGMOID: { const V s = FN(sigmoid)(v); return s * (1 - s); }
-    case CNNX_TANH: { const V t = FN(tanh)(v); return 1 - t * t; }
-    case CNNX_GELU: return (T)0.5 * FN(twice_normal)(v) + v * INV_SQRT_2PI * FN(exp)(-(T)0.5 * v * v);
-    case CNNX_SILU: { const V s = FN(sigmoid)(v); return s * (1 + v * (1 - s)); }
-    case CNNX_HARD_SWISH: return ABOVE(v, -3, BELOW(v, 3, v * (T)(1.0 / 3) + (T)0.5, one), zero);
-    default: return one;
+    case CNNX_RELU: return ABOVE(v, 0, grad, zero);
+    case CNNX_LEAKY_RELU: return grad * ABOVE(v, 0, one, zero + alpha);
+    case CNNX_RELU6: return ABOVE(v, 0, BELOW(v, 6, grad, zero), zero);
+    case CNNX_SIGMOID: { const V s = FN(sigmoid)(v); return grad * (s * (1 - s)); }
+    case CNNX_TANH: { const V t = FN(tanh)(v); return grad * (1 - t * t); }
+    case CNNX_GELU:
+        return grad * ((T)0.5 * FN(twice_normal)(v) + v * INV_SQRT_2PI * FN(exp)(-(T)0.5 * v * v));
+    case CNNX_SILU: { const V s = FN(sigmoid)(v); return grad * (s * (1 + v * (1 - s))); }
+    case CNNX_HARD_SWISH: return grad * ABOVE(v, -3, BELOW(v, 3, v * (T)(1.0 / 3) + (T)0.5, one), zero);
+    default: return grad;
     }
 }
 
 /* The same from the output y, which is what a fused layer has kept. */
-static ALWAYS_INLINE V FN(slope_from_output)(V y, const int kind)
+static ALWAYS_INLINE V FN(grad_from_output)(V grad, V y, const int kind)
 {
-    const V zero = {0}, one = zero + 1;
     switch (kind) {
-    case CNNX_RELU: return ABOVE(y, 0, one, zero);
-    case CNNX_SIGMOID: return y * (1 - y);
-    case CNNX_TANH: return 1 - y * y;
-    default: return one;
+    case CNNX_RELU: return ABOVE(y, 0, grad, (V){0});
+    case CNNX_SIGMOID: return grad * (y * (1 - y));
+    case CNNX_TANH: return grad * (1 - y * y);
+    default: return grad;
     }
 }
 

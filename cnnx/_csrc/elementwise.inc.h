@@ -6,7 +6,9 @@ static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
     return end < p->n ? end : p->n;
 }
 
-/* The loop over a chunk for each kind; the last numbers go through a vector of their own. */
+/* The loop over a chunk for each kind; the last numbers go through a vector of their own. The gradient is volatile
+ * to be loaded at once: GCC 12 for AVX-512 loads it under the mask that x gives, which on 1M doubles took a fifth
+ * longer. */
 #define EACH_VECTOR(call)                                                                              \
     for (int64_t i = begin; i < end; i += VL) {                                                        \
         const int64_t n = end - i < VL ? end - i : VL;                                                 \
@@ -16,7 +18,7 @@ static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
             if (g) memcpy(lanes[1], g + i, (size_t)n * sizeof(T));                                     \
         }                                                                                              \
         const V v = *(const VU *)(n < VL ? lanes[0] : x + i);                                          \
-        const V grad = *(const VU *)(n < VL || !g ? lanes[1] : g + i);                                 \
+        const V grad = *(const volatile VU *)(n < VL || !g ? lanes[1] : g + i);                        \
         (void)grad;                                                                                    \
         *(VU *)(n < VL ? lanes[0] : y + i) = call;                                                     \
         if (n < VL) memcpy(y + i, lanes[0], (size_t)n * sizeof(T));                                    \
@@ -55,7 +57,7 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
     T *y = p->y;
     const int64_t begin = task * CNNX_CHUNK, end = FN(chunk_end)(p, task);
     if (p->from_output) {
-#define CALL(kind) grad * FN(slope_from_output)(v, kind)
+#define CALL(kind) FN(grad_from_output)(grad, v, kind)
         switch (p->kind) { /* those that a layer fuses */
         case CNNX_RELU: EACH_VECTOR(CALL(CNNX_RELU));
         case CNNX_SIGMOID: EACH_VECTOR(CALL(CNNX_SIGMOID));
@@ -63,7 +65,7 @@ static void FN(activation_backward)(const void *problem, int64_t task, void *scr
         }
 #undef CALL
     } else {
-#define CALL(kind) grad * FN(slope_vector)(v, kind, alpha)
+#define CALL(kind) FN(grad_vector)(grad, v, kind, alpha)
         EACH_KIND(CALL)
 #undef CALL
     }

@@ -117,7 +117,7 @@ static inline FN(norm_line) FN(norm_line_of)(const cnnx_norm *p, int64_t c, T me
 static ALWAYS_INLINE V FN(by_z)(V x, V g, FN(norm_line) line, const int kind)
 {
     if (kind == CNNX_NONE) return g;
-    return g * FN(slope_vector)((x - line.mean) * line.scale + line.shift, kind, 0);
+    return FN(grad_vector)(g, (x - line.mean) * line.scale + line.shift, kind, 0);
 }
 
 /* Add the lanes of u to *sum and those of u*v to *product, with v = x - mean, and u = v for the kind STATISTICS,
@@ -379,9 +379,11 @@ static void FN(norm_backward_sums)(const void *problem, int64_t task, void *scra
     }
 }
 
-/* grad_x = scale * (g - level - (x - mean) * slope), of one row. */
+/* grad_x = scale * (g - level - (x - mean) * slope), of one row, or scale * g: an infinity times a slope of 0
+ * would be NaN. */
 typedef struct {
     T scale, level, slope;
+    int only_scale;
 } FN(norm_gradient);
 
 static ALWAYS_INLINE void
@@ -391,7 +393,8 @@ FN(norm_grad_row)(const T *x, const T *g, int64_t n, FN(norm_line) line, FN(norm
 #define GRAD(at)                                                                                       \
     {                                                                                                  \
         const V a = *(const VU *)(x + (at)), by_z = FN(by_z)(a, *(const VU *)(g + (at)), line, kind);  \
-        *(VU *)(to + (at)) = s.scale * (by_z - s.level - (a - line.mean) * s.slope);                   \
+        const V rest = s.only_scale ? by_z : by_z - s.level - (a - line.mean) * s.slope;               \
+        *(VU *)(to + (at)) = s.scale * rest;                                                           \
     }
     int64_t q = 0;
     for (; q + VL <= n; q += VL) GRAD(q)
@@ -456,7 +459,7 @@ static void FN(norm_backward)(const void *problem, int64_t task, void *scratch)
     for (int64_t c = 0; c < s.count; c++) {
         const double inverse = 1 / sqrt((double)((const T *)p->var)[s.c + c] + p->eps);
         const double weight = p->weight ? (double)((const T *)p->weight)[s.c + c] : 1;
-        by[c] = (FN(norm_gradient)){(T)(weight * inverse), 0, 0};
+        by[c] = (FN(norm_gradient)){(T)(weight * inverse), 0, 0, !p->batch_stats};
         if (p->batch_stats) {
             by[c].level = (T)(total[c] / count);
             by[c].slope = (T)(product[c] * inverse * inverse / count);

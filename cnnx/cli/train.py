@@ -20,6 +20,8 @@ from cnnx._files import atomic_write
 from cnnx._threads import MOST as MOST_THREADS
 from cnnx.cli._arguments import natural, positive, whole
 from cnnx.data import Dataset, digits, fashion_mnist, load, mnist
+from cnnx.data._dataset import unit_images
+from cnnx.data._files import load_levels
 from cnnx.distributed import DataParallel
 from cnnx.distributed._job import Communicator, from_root, together
 from cnnx.functional import _arguments as check
@@ -119,7 +121,7 @@ def _train(
     leads = ranks is None or ranks.rank == 0
     output: Path = arguments.output
     file = output / ("model.safetensors" if has_safetensors() else "model.npz")
-    data = _data(settings.data)
+    data = _data(settings.data, settings.distributed)
     rng = np.random.default_rng(settings.seed)
     model = MODELS[settings.model](data.input_shape, data.classes, rng=rng)
     optimizer = _optimizer(settings, ranks)
@@ -150,11 +152,13 @@ def _train(
     return 0 if report else 1
 
 
-def _data(name: str | None) -> Dataset:
+def _data(name: str | None, distributed: bool) -> Dataset:
     if name is None:
         return digits()
     try:
-        return _FETCHED[name]() if name in _FETCHED else load(name)
+        if name in _FETCHED:
+            return _FETCHED[name]()
+        return load_levels(name) if distributed else load(name)  # each rank wants a part
     except ImportError as error:  # what is missing is said in one line
         raise ValueError(str(error)) from error
 
@@ -180,6 +184,7 @@ def _fit(
             schedule=cnnx.CosineLR(optimizer, steps, warmup=steps // 20),
             validation=(data.x_test, data.y_test),
             seed=settings.seed,
+            augment=_from_levels if data.x_train.dtype == np.uint8 else None,
             checkpoint=output / "checkpoint.npz",
             resume=resume,
         )
@@ -189,6 +194,11 @@ def _fit(
         raise KeyboardInterrupt(
             f"{place}; to go on from the checkpoint: cnnx train --resume{where}"
         ) from interrupt
+
+
+def _from_levels(x: Any, rng: np.random.Generator) -> NDArray[np.float32]:
+    """What ``load`` would have made of a batch's images."""
+    return unit_images(x)
 
 
 def _checked_elements(model: cnnx.Sequential) -> int:

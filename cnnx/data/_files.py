@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnx._npz import read_npz, warranted
+from cnnx._npz import map_npz, read_npz, warranted
 from cnnx.data._dataset import Dataset, unit_images
 from cnnx.data._pictures import has_folders, image_folder
 from cnnx.functional import _arguments as check
@@ -68,18 +68,33 @@ def load(path: str | os.PathLike[str]) -> Dataset:
     ...     load(file).x_train.shape
     (4, 1, 28, 28)
     """
+    return _load(path, levels=False)
+
+
+def load_levels(path: str | os.PathLike[str]) -> Dataset:
+    """Do what :func:`load` does, but leave MNIST's images to train on as they are: levels 0..255.
+
+    Where the file has them uncompressed they stay in it, as a memory map: who wants a part of them
+    reads that part. The file must not be cut off meanwhile.
+    """
+    return _load(path, levels=True)
+
+
+def _load(path: str | os.PathLike[str], levels: bool) -> Dataset:
     path = Path(check.path(path))
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if not path.is_dir():
-        return assembled(path, _read_npz(path))
+        return assembled(path, _read_npz(path, levels), levels)
     files = {name: _find_idx(path, name) for name in IDX_FILES}
     if has_folders(path) and not any(files.values()):
         return image_folder(path)
-    return assembled(path, [read_part(path, name, file) for name, file in files.items()])
+    large = "train-images-idx3-ubyte" if levels else ""
+    parts = [read_part(path, name, file, name == large) for name, file in files.items()]
+    return assembled(path, parts, levels)
 
 
-def assembled(path: Path, parts: Sequence[NDArray[Any]]) -> Dataset:
+def assembled(path: Path, parts: Sequence[NDArray[Any]], levels: bool = False) -> Dataset:
     """Make a data set of its four arrays, after a look whether they fit together."""
     x_train, y_train, x_test, y_test = parts
     _check_part(path, "training", x_train, y_train)
@@ -95,9 +110,10 @@ def assembled(path: Path, parts: Sequence[NDArray[Any]]) -> Dataset:
             f"{path}: the test labels go up to {y_test.max()}, "
             f"but the training labels only to {classes - 1}"
         )
+    x: Any = x_train[:, np.newaxis]
     return Dataset(
         path.name,
-        unit_images(x_train[:, np.newaxis]),
+        x if levels else unit_images(x),
         y_train.astype(np.int64),
         unit_images(x_test[:, np.newaxis]),
         y_test.astype(np.int64),
@@ -139,16 +155,20 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     ...     read_idx(file)
     array([7, 2, 1], dtype=uint8)
     """
-    path = Path(check.path(path))
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    return _idx(Path(check.path(path)), mapped=False)
+
+
+def _idx(path: Path, mapped: bool) -> NDArray[np.uint8]:
+    zipped = path.suffix == ".gz"
+    opener: Any = gzip.open if zipped else open
     with opener(path, "rb") as file:
         try:
-            return _read_idx_stream(file, path)
+            return _read_idx_stream(file, path, mapped and not zipped)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip file ({error})") from error
 
 
-def _read_idx_stream(file: BinaryIO, path: Path) -> NDArray[np.uint8]:
+def _read_idx_stream(file: BinaryIO, path: Path, mapped: bool) -> NDArray[np.uint8]:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _IDX_UINT8 or magic[3] == 0:
         raise ValueError(
@@ -162,6 +182,8 @@ def _read_idx_stream(file: BinaryIO, path: Path) -> NDArray[np.uint8]:
         raise ValueError(f"{path}: ends inside its header of {magic[3]} dimensions")
     shape = tuple(int(n) for n in np.frombuffer(header, ">u4"))
     expected, room = math.prod(shape), warranted(path.stat().st_size)
+    if mapped and file.tell() + expected == path.stat().st_size and expected:
+        return np.memmap(file, np.uint8, "r", file.tell(), shape)
     # In chunks: a damaged header may announce more bytes than there is memory.
     data = bytearray()
     while len(data) <= min(expected, room) and (chunk := file.read(_CHUNK)):
@@ -177,11 +199,13 @@ def _read_idx_stream(file: BinaryIO, path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def read_part(folder: Path, name: str, file: Path | None) -> NDArray[np.uint8]:
-    """Read the file of a folder that stands for one of IDX_FILES."""
+def read_part(
+    folder: Path, name: str, file: Path | None, mapped: bool = False
+) -> NDArray[np.uint8]:
+    """Read the file of a folder that stands for one of IDX_FILES, or map it if that can be."""
     if file is None:
         raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz")
-    array = read_idx(file)
+    array = _idx(file, mapped)
     if array.ndim != IDX_FILES[name]:
         raise ValueError(f"{file}: has {array.ndim} dimensions, expected {IDX_FILES[name]}")
     return array
@@ -195,9 +219,9 @@ def _find_idx(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _read_npz(path: Path) -> list[NDArray[Any]]:
+def _read_npz(path: Path, mapped: bool) -> list[NDArray[Any]]:
     try:
-        arrays = read_npz(path.read_bytes())
+        arrays = map_npz(path, "x_train") if mapped else read_npz(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not a whole npz file ({error})") from error
     wanted = ("x_train", "y_train", "x_test", "y_test")

@@ -255,6 +255,8 @@ def _by_channel(value: ArrayLike, name: str, x: Array) -> Array:
         raise ValueError(
             f"{name} has shape {numbers.shape}, expected ({x.shape[1]},): one number a channel"
         )
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"{name} is {numbers.tolist()}, expected finite numbers")
-    return numbers.astype(x.dtype).reshape(-1, 1, 1)
+    with np.errstate(over="ignore"):  # a float64 may be too large
+        cast = numbers.astype(x.dtype)
+    if not np.isfinite(cast).all():
+        raise ValueError(f"{name} is {numbers.tolist()}, expected finite numbers of {x.dtype}")
+    return cast.reshape(-1, 1, 1)

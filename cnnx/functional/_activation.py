@@ -116,6 +116,8 @@ def relu(x: Array) -> Array:
 def relu_backward(grad_out: Array, x: Array) -> Array:
     """Return the gradient of `relu` with respect to x: grad_out where x > 0, and 0 elsewhere.
 
+    At NaN that is 0, as in JAX; PyTorch has grad_out there.
+
     Parameters
     ----------
     grad_out : ndarray of x's shape

@@ -51,7 +51,9 @@ class BatchNorm2D(Layer):
 
     Notes
     -----
-    x and the output are (N, C, H, W). In training there must be more than one pixel a channel.
+    x and the output are (N, C, H, W). In training there must be more than one pixel a channel. An
+    infinity or NaN in a channel makes its running statistics useless for good, as in PyTorch;
+    ``load_state_dict`` puts others in their place.
 
     Examples
     --------

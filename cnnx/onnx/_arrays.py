@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 
 from cnnx.onnx._images import Run
-from cnnx.onnx._program import Array, Node, require_room
-
-_TYPES = {1: "f4", 2: "u1", 3: "i1", 4: "u2", 5: "i2", 6: "i4", 7: "i8", 9: "?", 11: "f8"}
-_TYPES |= {12: "u4", 13: "u8"}
+from cnnx.onnx._program import DTYPES, Array, Node, require_room
 
 
 def integers(values: Any) -> list[int]:
@@ -82,9 +79,9 @@ def identity(node: Node) -> Run:
 def cast(node: Node) -> Run:
     """The same numbers in another type."""
     to = node.get("to")
-    if to not in _TYPES:
+    if to not in DTYPES:
         raise NotImplementedError(f"{node}: cnnx does not compute with the data type {to}")
-    dtype = np.dtype(_TYPES[to])
+    dtype = DTYPES[to].newbyteorder("=")
     return lambda x: x.astype(dtype, copy=False)
 
 
@@ -306,6 +303,7 @@ def reduce_mean(node: Node) -> Run:
             if nothing:
                 return x
             axes = list(range(x.ndim))
-        return np.mean(x, tuple(_normal(axes, x.ndim)), x.dtype, keepdims=keep)
+        function = np.mean if x.size else np.sum  # 0 of no numbers, as ONNX Runtime has it
+        return function(x, tuple(_normal(axes, x.ndim)), x.dtype, keepdims=keep)
 
     return run

@@ -212,6 +212,8 @@ def _softmax(node: Node) -> Gradient:
 
     def run(call: Call) -> Sequence[Any]:
         grad, x = call.grad, call.x
+        if not x.size:
+            return (grad,)
         if not flat or axis in (-1, x.ndim - 1):
             return (backward(grad, x, axis),)
         place = axis % x.ndim

@@ -207,7 +207,23 @@ class Graph(Layer):
         if len(inputs) != len(expected):
             names = ", ".join(value.name for value in expected)
             raise TypeError(f"{len(inputs)} inputs are given, expected {len(expected)}: {names}")
-        return [_checked(value, array) for value, array in zip(expected, inputs, strict=True)]
+        given = [_checked(value, array) for value, array in zip(expected, inputs, strict=True)]
+        for value, array in zip(expected, given, strict=True):
+            if array.dtype != value.dtype:
+                self._require_float_type(value, array)
+        return given
+
+    def _require_float_type(self, value: Input, array: Array) -> None:
+        """Raise unless an input's float type, which is not the file's, is that of the parameters.
+
+        They may have been cast since, as for a gradient check; a graph without any takes both.
+        """
+        kinds = {param.dtype for param in self.params.values()}
+        if kinds and array.dtype not in kinds:
+            raise TypeError(
+                f"{value.name} is an array of {array.dtype}, expected {value.dtype}; cast it: "
+                f"{value.name}.astype(np.{value.dtype})"
+            )
 
     def __repr__(self) -> str:
         """Inputs, outputs and how many nodes there are."""

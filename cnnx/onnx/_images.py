@@ -307,6 +307,8 @@ def softmax(node: Node) -> Run:
     function = {"Softmax": _softmax, "LogSoftmax": F.log_softmax}[node.op]
 
     def run(x: Array) -> Any:
+        if not x.size:
+            return x
         if not flat or axis in (-1, x.ndim - 1):
             return function(x, axis)
         place = axis % x.ndim
@@ -322,7 +324,7 @@ def softmax(node: Node) -> Run:
 def product(a: Array, b: Array, bias: Array | None = None, activation: str | None = None) -> Array:
     """Return activation(a @ b + bias) for two matrices of floats; b may be a transposed view."""
     a, _ = floats(_MATRICES, a, b) if not a.flags.carray else (a, b)
-    if a.shape[1] != b.shape[0] or a.dtype != b.dtype or 0 in b.shape:
+    if a.shape[1] != b.shape[0] or a.dtype != b.dtype:
         raise ValueError(
             f"A is {a.dtype} of shape {a.shape}, B is {b.dtype} of shape {b.shape}, expected "
             "(M, K) and (K, N) of one dtype"
@@ -333,6 +335,9 @@ def product(a: Array, b: Array, bias: Array | None = None, activation: str | Non
             raise ValueError(
                 f"C is {bias.dtype} of shape {bias.shape}, expected {a.dtype} of {b.shape[1:]}"
             )
+    if 0 in b.shape:  # zeros, or none
+        out = a @ b if bias is None else a @ b + bias
+        return _activated(out, activation)
     out = empty((a.shape[0], b.shape[1]), a)
     if a.shape[0]:
         _dispatch.backend().matmul(a, b, bias, activation, out)
@@ -380,7 +385,7 @@ def matmul(node: Node) -> Run:
             require_room((*a.shape[:-1], b.shape[-1]))
             out = np.matmul(a, b)
             return _activated(out if bias is None else out + bias, activation)
-        out = product(a.reshape(-1, a.shape[-1]), b, bias, activation)
+        out = product(a.reshape(prod(a.shape[:-1]), a.shape[-1]), b, bias, activation)
         return out.reshape(*a.shape[:-1], b.shape[1])
 
     return run

@@ -12,6 +12,24 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# By the numbers of TensorProto.DataType: the types that operators of this package take, as a file
+# has them. float16, bfloat16, complex numbers, strings and the types of quantised nets are missing.
+DTYPES = {
+    number: np.dtype(layout)
+    for number, layout in {
+        1: "<f4",
+        2: "<u1",
+        3: "<i1",
+        4: "<u2",
+        5: "<i2",
+        6: "<i4",
+        7: "<i8",
+        9: "?",
+        11: "<f8",
+        12: "<u4",
+        13: "<u8",
+    }.items()
+}
 LARGEST = 2**31  # bytes of one array that a file may ask for by a few numbers: a file's own limit
 
 

@@ -16,29 +16,20 @@ import numpy as np
 
 from cnnx.functional._arguments import described
 from cnnx.onnx._operators import OPERATORS
-from cnnx.onnx._program import Array, Input, Node, Program, in_order, needed, require_room
+from cnnx.onnx._program import (
+    DTYPES,
+    Array,
+    Input,
+    Node,
+    Program,
+    in_order,
+    needed,
+    require_room,
+)
 
 _OPSETS = (6, 28)  # 28 is the newest whose definitions were compared with what is done here
 # Before operator set 7 these had no broadcasting but one by attributes.
 _BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow")
-# By the numbers of TensorProto.DataType: the types that operators of this package take, as a file
-# has them. float16, bfloat16, complex numbers, strings and the types of quantised nets are missing.
-DTYPES = {
-    number: np.dtype(layout)
-    for number, layout in {
-        1: "<f4",
-        2: "<u1",
-        3: "<i1",
-        4: "<u2",
-        5: "<i2",
-        6: "<i4",
-        7: "<i8",
-        9: "?",
-        11: "<f8",
-        12: "<u4",
-        13: "<u8",
-    }.items()
-}
 
 
 def onnx_package() -> Any:

@@ -37,7 +37,11 @@ def resize(node: Node) -> Run:
     taps_of, repeats = _taps(node), _repeats(node)
 
     def run(x: Array, *given: Array | None) -> Array:
-        for axis, out, scale in reversed(_sizes(node, x, given)):  # the last: long rows to copy
+        axes = _sizes(node, x, given)
+        if not x.size:
+            sizes = {axis: out for axis, out, _ in axes}
+            return np.empty([sizes.get(axis, n) for axis, n in enumerate(x.shape)], x.dtype)
+        for axis, out, scale in reversed(axes):  # the last: long rows to copy
             size = x.shape[axis]
             if out == size and scale == 1:
                 continue
@@ -62,6 +66,8 @@ def resize_backward(node: Node) -> Any:
 
     def run(call: Any) -> Any:
         x, grad = call.x, call.grad
+        if not x.size:
+            return (np.zeros_like(x),)
         for axis, out, scale in _sizes(node, x, call.inputs[1:]):
             size = x.shape[axis]
             if out == size and scale == 1:
@@ -87,18 +93,19 @@ def _sizes(node: Node, x: Array, given: Sequence[Array | None]) -> list[tuple[in
     lengths = [x.shape[axis] for axis in axes]
     if sizes is not None and sizes.size == len(axes):
         outs = [int(size) for size in sizes.reshape(-1)]
-        factors = [out / length for out, length in zip(outs, lengths, strict=True)]
+        factors = [out / max(1, length) for out, length in zip(outs, lengths, strict=True)]
     elif scales is not None and scales.size == len(axes):
         factors = [float(scale) for scale in scales.reshape(-1)]
         if not all(0 < factor < 2**31 for factor in factors):
             raise ValueError(f"scales are {factors}")
-        outs = [int(np.floor(f * size)) for f, size in zip(factors, lengths, strict=True)]
+        # In float32, as ONNX Runtime: 2.6 in float32 is below 2.6, and 5 * 2.6 must be 13.
+        outs = [int(np.float32(f) * np.float32(n)) for f, n in zip(factors, lengths, strict=True)]
     else:
         raise ValueError(f"neither {len(axes)} sizes nor {len(axes)} scales are given")
     shape = list(x.shape)
     for axis, out in zip(axes, outs, strict=True):
         shape[axis] = out
-    if min(shape) < 1:
+    if any((out < 1) != (size == 0) for out, size in zip(shape, x.shape, strict=True)):
         raise ValueError(f"the output would have the shape {tuple(shape)}")
     require_room(shape, x.itemsize)
     return list(zip(axes, outs, factors, strict=True))
@@ -119,9 +126,10 @@ def _taps(node: Node) -> Callable[[int, int, float], list[tuple[Array, Array | N
     cubic = float(node.get("cubic_coeff_a", -0.75))
 
     def run(size: int, out: int, scale: float) -> list[tuple[Array, Array | None]]:
-        where = position(np.arange(out, dtype=np.float64), scale, size, out)
-        if mode == "nearest":
+        if mode == "nearest":  # in float32, as ONNX Runtime: which of two is nearer may hang on it
+            where = position(np.arange(out, dtype=np.float32), np.float32(scale), size, out)
             return [(rounded(where).clip(0, size - 1).astype(np.int64), None)]
+        where = position(np.arange(out, dtype=np.float64), scale, size, out)
         first = np.floor(where)
         begin = first.astype(np.int64) - (taps // 2 - 1)
         return [

@@ -51,7 +51,8 @@ def convert(module: M) -> M:
     options that cnnx does not know, and whatever runs under ``torch.autocast``, ``torch.compile``,
     ``torch.export``, ``torch.jit.trace``, the transforms of ``torch.func`` or a mode that watches
     PyTorch's operations. Wrong arguments meet PyTorch's errors. A class that overrides ``forward``
-    is left alone.
+    is left alone. The ``torch.export`` of PyTorch 2.4 cannot read a converted layer; :func:`revert`
+    it first.
 
     Gradients can be taken once: differentiating them again is a RuntimeError.
 

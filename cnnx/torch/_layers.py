@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks_of_all
 
 from cnnx import functional as F
 from cnnx.torch import _functions
@@ -190,6 +190,12 @@ def batch_norm2d(layer: nn.BatchNorm2d, x: Tensor, activation: str | None = None
 # ---------------------------------------------------------------- layers in a row
 
 _STORED = {nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
+_HOOKS_OF_ALL = (  # PyTorch's own function for this is newer than 2.4
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 _FUSED: dict[Operation, dict[type, str]] = {
     conv2d: _STORED,
     linear: _STORED,
@@ -231,7 +237,7 @@ def _hooked(layer: nn.Module) -> bool:
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
-        or _has_any_global_hook()
+        or any(getattr(hooks_of_all, name) for name in _HOOKS_OF_ALL)
     )
 
 
