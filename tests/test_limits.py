@@ -195,17 +195,18 @@ def strewn(call: Call, dtype: Any, small: Any) -> dict[str, Any]:
     }
 
 
+COMPARISONS = [SPLIT["max_pool2d"][0], *SPLIT["relu"], *SPLIT["relu6"]]
+# A leaky ReLU moves positive numbers, and multiplies negative ones.
+ARITHMETIC = [
+    call
+    for calls in SPLIT.values()
+    for call in calls
+    if call not in COMPARISONS and call.name != "leaky_relu"
+]
+
+
 @flushing
-@pytest.mark.parametrize(
-    "call",
-    [
-        call
-        for calls in SPLIT.values()
-        for call in calls
-        if call.name not in ("max_pool2d", "relu", "leaky_relu", "relu6")
-    ],
-    ids=lambda call: call.name,
-)
+@pytest.mark.parametrize("call", ARITHMETIC, ids=lambda call: call.name)
 def test_denormals_are_zero_to_arithmetic(call: Call, dtype: Any, isa: str) -> None:
     largest = np.nextafter(np.finfo(dtype).tiny, dtype(0))
     zeros = call(strewn(call, dtype, dtype(0)))
@@ -214,11 +215,13 @@ def test_denormals_are_zero_to_arithmetic(call: Call, dtype: Any, isa: str) -> N
             assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["max_pool2d", "relu", "relu6"])
-def test_denormals_are_numbers_to_comparisons(name: str, dtype: Any, implementation: str) -> None:
-    call = SPLIT[name][0]
-    x = np.rint(1000 * random(call, dtype)["x"])
-    large, small = ({"x": x * factor} for factor in (dtype(2.0**-20), TINY[dtype]))
+@pytest.mark.parametrize("call", COMPARISONS, ids=lambda call: call.name)
+def test_denormals_are_numbers_to_comparisons(call: Call, dtype: Any, implementation: str) -> None:
+    whole = {name: np.rint(1000 * array) for name, array in random(call, dtype).items()}
+    large, small = (
+        {name: array * factor for name, array in whole.items()}
+        for factor in (dtype(2.0**-20), TINY[dtype])
+    )
     for found, expected in zip(call(small), call(large), strict=True):
         factor = 1 if expected.dtype == np.int64 else TINY[dtype] * dtype(2.0**20)
         assert_array_equal(found, expected * factor)
