@@ -33,6 +33,7 @@ static int FN(lanes_weight_plan)(cnnx_conv_weight *w, int always)
     p->plane = (p->block + p->extent_h) * p->image_width + VL;
     p->image_size = (p->C * p->phases_h * p->phases_w * p->plane + 15) / 16 * 16;
     w->source = CNNX_WINDOWS;
+    w->chunk_cols = p->cols;
     w->step_h = p->phases_h;
     w->extent_h = bottom - p->top + 1;
     w->chunks = p->N * p->blocks;
