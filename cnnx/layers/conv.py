@@ -229,8 +229,7 @@ class ConvTranspose2D(WeightedLayer):
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, F, H', W') for x (N, C, H, W)."""
-        self._saved = (x,)
-        return F.conv_transpose2d(
+        out = F.conv_transpose2d(
             x,
             self.params["weight"],
             self.params.get("bias"),
@@ -240,6 +239,8 @@ class ConvTranspose2D(WeightedLayer):
             self.groups,
             self.dilation,
         )
+        self._saved = (x,)
+        return out
 
     def backward(self, grad_out: Array) -> Array:
         """Return grad_x (N, C, H, W) for grad_out (N, F, H', W'), and fill `grads`."""
