@@ -16,6 +16,7 @@ from cnnx import _threads
 
 cimport cython
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from cython.parallel cimport prange
 from libc.stdint cimport INT64_MAX, int64_t
