@@ -110,8 +110,11 @@ class Conv2D(WeightedLayer):
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, F, H', W') for x (N, C, H, W)."""
-        if self.frozen and self._kept is None:
-            self._kept = prepared()
+        kept = None  # of a layer that is not frozen, whatever another thread has left there
+        if self.frozen:
+            kept = self._kept
+            if kept is None:
+                kept = self._kept = prepared()
         out = forward(
             x,
             self.params["weight"],
@@ -122,7 +125,7 @@ class Conv2D(WeightedLayer):
             self.groups,
             self.padding_mode,
             self.activation,
-            prepared=self._kept,
+            prepared=kept,
         )
         self._saved = None if self.frozen else (x, out if self.activation else None)
         return out
