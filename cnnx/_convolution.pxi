@@ -207,8 +207,10 @@ cdef void describe_phase(cnnx_conv *p, int64_t *taps, int64_t KH, int64_t KW, tu
     for column in range(pw, pw + 1 + pairs):
         p.split = t
         for kh in range(KH):
+            if (ph + top - kh * dil_h) % p.ty:
+                continue
             for kw in range(KW):
-                if (ph + top - kh * dil_h) % p.ty == 0 and (column + left - kw * dil_w) % p.tx == 0:
+                if (column + left - kw * dil_w) % p.tx == 0:
                     taps[t] = (ph + top - kh * dil_h) // p.ty
                     taps[n + t] = (column + left - kw * dil_w) // p.tx
                     taps[2 * n + t] = kh * KW + kw
@@ -250,6 +252,7 @@ def conv2d_grad_input(cnp.ndarray grad_out, cnp.ndarray weight, bias, tuple stri
         describe_phase(&p, taps, KH, KW, pads, dilation, (sh - top % sh) % sh, (sw - left % sw) % sw, False)
         p.pairs = not (sh <= H and chooses_winograd(k, &p, _threads.get_num_threads()))
     for ph in range(min(sh, H)):
+        PyErr_CheckSignals()  # a wide stride has many small phases, none of which looks for itself
         for pw in range(1 if p.pairs else min(sw, W)):
             describe_phase(&p, taps, KH, KW, pads, dilation, ph, pw, p.pairs)
             run_conv(k, &p, None, weight)

@@ -16,6 +16,7 @@ from cnnx import _threads
 
 cimport cython
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from cython.parallel cimport prange
 from libc.stdint cimport INT64_MAX, int64_t
@@ -279,10 +280,12 @@ cdef _Block take(size_t size):
 
 def empty(tuple shape, dtype):
     """Uninitialised C-contiguous array, 64-byte aligned, in recycled memory."""
-    cdef cnp.npy_intp dims[8]
+    cdef cnp.npy_intp dims[64]  # NumPy's own limit
     cdef int i, ndim = len(shape), typenum
     cdef size_t size
     cdef _Block block
+    if ndim > 64:
+        raise ValueError(f"shape has {ndim} dimensions, expected at most 64")
     if dtype == "float32":
         typenum = cnp.NPY_FLOAT32
     else:

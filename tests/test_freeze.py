@@ -204,6 +204,17 @@ def test_freezing_while_others_compute(backend: str) -> None:
             assert_array_equal(result.result(), known)
 
 
+def test_unfreezing_while_others_compute(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Between a thread's look at whether the layer is frozen and what it keeps for that.
+    layer, x = cnnx.Conv2D(1, 1, 1, rng=0).freeze(), np.ones((1, 1, 1, 1), np.float32)
+    prepared = cnnx.layers.conv.prepared
+    monkeypatch.setattr(cnnx.layers.conv, "prepared", lambda: layer.unfreeze() and prepared())
+    layer(x)
+    for value in (3, 7):
+        layer.params["weight"].fill(value)
+        assert layer(x).item() == value
+
+
 def test_what_forward_kept_before_is_gone() -> None:
     model = cnnx.Sequential(cnnx.Dense(1, 1, rng=0), cnnx.ReLU())
     x = np.ones((1, 1), np.float32)

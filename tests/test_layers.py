@@ -108,6 +108,18 @@ def test_table_has_every_layer() -> None:
     assert {name.split("-")[0] for name, _, _ in LAYERS} == classes
 
 
+def test_a_refused_forward_changes_nothing(case: tuple[Any, Any]) -> None:
+    layer, x = case
+    out = layer(x)
+    known = layer.backward(out)
+    state = layer.state_dict()
+    with pytest.raises(TypeError, match="int64"):
+        layer(x.astype(np.int64))
+    assert_array_equal(layer.backward(out), known)
+    for name, array in layer.state_dict().items():
+        assert_array_equal(array, state[name])
+
+
 def central_difference(f: Callable[[], float], array: Any) -> Any:
     """The gradient of f by an array it reads, one element at a time."""
     step, gradient = 1e-6, np.zeros(array.shape)

@@ -8,10 +8,22 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import in_threads, needs_kernels
 from numpy.testing import assert_array_equal
 
 import cnnx
+
+
+def test_as_many_dimensions_as_numpy_has(compiled: ModuleType) -> None:
+    most = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+    shape = (2,) * 5 + (1,) * (most - 5)
+    array = compiled.empty(shape, "float32")
+    assert array.shape == shape
+    assert array.strides == np.empty(shape, np.float32).strides
+    assert cnnx.relu(array).shape == shape
+    with pytest.raises(ValueError, match="65 dimensions"):
+        compiled.empty((1,) * 65, "float32")
 
 
 def test_live_arrays_share_no_memory(backend: str) -> None:

@@ -269,6 +269,10 @@ LONG_TASKS = {
         "cnnx.conv2d_backward(image[..., 120:, 120:], image, kernel, need=(False, True, False))"
     ),
     "a large kernel": "cnnx.conv2d(image, kernel)",
+    "a stride of many small phases": (
+        "cnnx.conv_transpose2d(image[..., :1, :1], image[..., :1, :1], stride=4000, "
+        "output_padding=3999)"
+    ),
 }
 
 

@@ -24,16 +24,11 @@ def _check_sizes(x: Array) -> None:
         )
 
 
-def _like(x: Array) -> Array:
-    """Return a new array of x's shape; made flat where a backend would stop, at 8 dimensions."""
-    return empty(x.shape, x) if x.ndim <= 8 else empty((x.size,), x).reshape(x.shape)
-
-
 def forward(kind: str, x: Array, alpha: float = 0.0) -> Array:
     """Return an activation of x, by its name."""
     (x,) = floats(_X, x)
     _check_sizes(x)
-    out = _like(x)
+    out = empty(x.shape, x)
     if x.size:
         _dispatch.backend().activation(x, kind, alpha, out)
     return out
@@ -44,7 +39,7 @@ def backward(kind: str, grad_out: Array, x: Array, alpha: float = 0.0) -> Array:
     grad_out, x = floats(_GRAD_AND_X, grad_out, x)
     _check_sizes(x)
     require_shape("grad_out", grad_out, x.shape, "the shape of x")
-    grad_x = _like(x)
+    grad_x = empty(x.shape, x)
     if x.size:
         _dispatch.backend().activation_backward(grad_out, x, kind, alpha, grad_x)
     return grad_x
@@ -60,7 +55,7 @@ def activation_backward_from_output(grad_out: Array, y: Array, kind: str | None)
     if kind is None:
         return grad_out
     choice(kind, "kind", ("relu", "sigmoid", "tanh"))
-    grad_x = _like(y)
+    grad_x = empty(y.shape, y)
     if y.size:
         _dispatch.backend().activation_backward_from_output(grad_out, y, kind, grad_x)
     return grad_x
@@ -76,7 +71,7 @@ def add(
             f"{names[0]} has shape {x.shape} and {names[1]} has shape {other.shape}, expected the "
             "same"
         )
-    out = _like(x)
+    out = empty(x.shape, x)
     if x.size:
         _dispatch.backend().add(x, other, activation, out)
     return out

@@ -110,8 +110,11 @@ class Conv2D(WeightedLayer):
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, F, H', W') for x (N, C, H, W)."""
-        if self.frozen and self._kept is None:
-            self._kept = prepared()
+        kept = None  # of a layer that is not frozen, whatever another thread has left there
+        if self.frozen:
+            kept = self._kept
+            if kept is None:
+                kept = self._kept = prepared()
         out = forward(
             x,
             self.params["weight"],
@@ -122,7 +125,7 @@ class Conv2D(WeightedLayer):
             self.groups,
             self.padding_mode,
             self.activation,
-            prepared=self._kept,
+            prepared=kept,
         )
         self._saved = None if self.frozen else (x, out if self.activation else None)
         return out
@@ -229,8 +232,7 @@ class ConvTranspose2D(WeightedLayer):
 
     def forward(self, x: Array) -> Array:
         """Return the output (N, F, H', W') for x (N, C, H, W)."""
-        self._saved = (x,)
-        return F.conv_transpose2d(
+        out = F.conv_transpose2d(
             x,
             self.params["weight"],
             self.params.get("bias"),
@@ -240,6 +242,8 @@ class ConvTranspose2D(WeightedLayer):
             self.groups,
             self.dilation,
         )
+        self._saved = (x,)
+        return out
 
     def backward(self, grad_out: Array) -> Array:
         """Return grad_x (N, C, H, W) for grad_out (N, F, H', W'), and fill `grads`."""
