@@ -427,6 +427,7 @@ def test_ranks_that_differ_are_told_apart():
     [
         (1, {"shards": 3}, "shards is 3, expected a power of two"),
         (1, {"shards": 0}, "shards is 0, expected an integer"),
+        (1, {"shards": 2**20}, "shards is 1048576, expected an integer from 1 to 65536"),
         (3, {}, "shards is 4 on 3 ranks, expected a power of two of ranks"),
         (2, {"shards": 1}, "shards is 1 on 2 ranks"),
         (2, {"shards": 4, "reduction": "fast"}, "expected the number of ranks, 2"),
@@ -479,6 +480,29 @@ def test_gradients_names_what_is_wrong(batches, images, kind, message, sync_batc
         parallel.gradients(net, loss, batches, images)
     assert message in str(caught.value)
     assert parallel.gradients(net, loss, iter(SHARDS), IMAGES) > 0  # what failed leaves no trace
+
+
+def test_gradients_of_what_is_none():
+    parallel, loss = DataParallel(cnnx.SGD(1), Team(1).ranks[0]), cnnx.SoftmaxCrossEntropy()
+    for model in (3, cnnx.Dense, object()):
+        with pytest.raises(TypeError, match=r"model is .*, expected an object with forward"):
+            parallel.gradients(model, loss, SHARDS, IMAGES)
+    with pytest.raises(TypeError, match=r"loss is .*, expected an object with forward"):
+        parallel.gradients(make_net(), object(), SHARDS, IMAGES)
+
+
+@pytest.mark.parametrize("sync_batch_norm", [False, True])
+def test_a_layer_may_be_replaced_between_steps(sync_batch_norm):
+    net, loss = make_net(dropout=0), cnnx.SoftmaxCrossEntropy()
+    parallel = DataParallel(cnnx.SGD(1), Team(1).ranks[0], sync_batch_norm=sync_batch_norm)
+    parallel.gradients(net, loss, SHARDS, IMAGES)
+    net.layers[-1] = cnnx.Dense(36, 3, rng=9)
+    parallel.gradients(net, loss, SHARDS, IMAGES)
+    found = {name: grad.copy() for name, grad in net.grads.items()}
+    other = DataParallel(cnnx.SGD(1), Team(1).ranks[0], sync_batch_norm=sync_batch_norm)
+    other.gradients(net, loss, SHARDS, IMAGES)
+    for name, grad in net.grads.items():
+        np.testing.assert_array_equal(found[name], grad)
 
 
 def test_all_ranks_hear_of_images_that_are_missing():

@@ -78,7 +78,12 @@ class Worker:
 
     def fits(self, model: Any) -> bool:
         """Whether this is still the worker for that model."""
-        return model is self._model and described(model) == self._described
+        layers = self._copies[0].layers
+        return (
+            model is self._model
+            and described(model) == self._described
+            and list(map(id, _with_layers(model))) == list(map(id, layers))
+        )
 
     def run(
         self, loss: Loss, batches: Iterable[tuple[Array, Array]], images: int, stop: bool
@@ -195,7 +200,7 @@ class _Copy:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.layers = [model, *(layer for _, layer in named_layers(model))]
+        self.layers = _with_layers(model)
         self._holders = {id(model): list(_holders(model, ""))}
         for name, layer in named_layers(model):
             self._holders[id(layer)] = list(_holders(layer, f"{name}."))
@@ -222,6 +227,11 @@ class _Copy:
                 mine.training = theirs.training
 
 
+def _with_layers(model: Any) -> list[Any]:
+    """A model, and all layers in it."""
+    return [model, *(layer for _, layer in named_layers(model))]
+
+
 def _holders(layer: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if isinstance(layer, Container):
         for name, child in layer.children().items():
@@ -246,6 +256,5 @@ def _generators(model: Any) -> list[np.random.Generator]:
 
 def _twin(model: Any) -> Any:
     """A copy that has the same parameters, the very arrays, and for itself what a shard changes."""
-    layers = [model, *(layer for _, layer in named_layers(model))]
-    shared = [arrays_of(layer, "params") for layer in layers]
+    shared = [arrays_of(layer, "params") for layer in _with_layers(model)]
     return deepcopy(model, {id(params): params for params in shared})
