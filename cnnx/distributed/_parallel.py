@@ -154,8 +154,12 @@ class DataParallel:
         methods = {"forward": ("pred", "target"), "backward": ()}
         check.methods(loss, "loss", methods, "cnnx.MSELoss()")
         images = check.integer(images, "images", 1)
-        pairs = self._pairs(batches)
-        return self.totals(model, loss, pairs, images, stop=False).loss / images
+        totals = self.totals(model, loss, self._pairs(batches), images, stop=False)
+        if totals.images != images:
+            raise ValueError(
+                f"images is {images}, but the shards of all ranks have {totals.images} images"
+            )
+        return totals.loss / images
 
     def _pairs(self, batches: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
         """Pass the pairs on, one for each of this rank's shards, or say which one is none."""

@@ -28,6 +28,7 @@ class Totals(NamedTuple):
     loss: float  # times images
     hits: int | None  # None where there are no classes
     stop: bool  # whether any rank was asked to
+    images: int
 
 
 class Worker:
@@ -106,17 +107,13 @@ class Worker:
                 self._lockstep.run(list(jobs))
         summed_up = dict(self._buckets.finish())
         totals = summed_up[_TOTALS]
-        if totals[3] != images:
-            raise ValueError(
-                f"images is {images}, but the shards of all ranks have {totals[3]:g} images"
-            )
         for prefix, layer in model.inside(self._model):
             for name in arrays_of(layer, "params"):
                 arrays_of(layer, "grads")[name] = summed_up[prefix + name]
         ends = np.cumsum([array.size for array in buffers])
         model.put_buffers(np.split(totals[4:], ends[:-1]) if buffers else [])
         hits = None if np.isnan(totals[1]) else int(totals[1])
-        return Totals(float(totals[0]), hits, bool(totals[2]))
+        return Totals(float(totals[0]), hits, bool(totals[2]), int(totals[3]))
 
     def _shard(
         self,
