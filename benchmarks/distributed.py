@@ -149,7 +149,7 @@ def step_of(
     y = [rng.integers(0, ALL[net].classes, share) for _ in own]
 
     def step() -> None:
-        parallel.gradients(model, loss, zip(x, y, strict=True), batch)
+        parallel.totals(model, loss, zip(x, y, strict=True), batch, stop=False)
         parallel.step(model)
 
     step()

@@ -139,8 +139,6 @@ def fit(
         shuffle=shuffle,
         seed=seed,
         augment=augment,
-        # With nothing to augment, the thread made LeNet-5 on two cores a tenth slower.
-        prefetch=0 if augment is None else 2,
     )
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:

@@ -165,11 +165,33 @@ def wait_until(condition):
         time.sleep(0.005)
 
 
+def test_a_thread_prepares_where_there_is_something_to_prepare(tmp_path):
+    x, y = make_data()
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for images, change, expected in ((x, None, 0), (x, augment, 2), (mapped, None, 2)):
+        batches = Batches(images, y, augment=change)
+        assert batches.prefetch == expected
+        iterator = batches.epoch(1)
+        next(iterator)
+        assert bool(threads_of_batches()) == bool(expected)
+        iterator.close()
+
+
 def test_without_prefetch_there_is_no_thread():
     here = []
     list(make_batches(augment=lambda x, rng: here.append(threading.current_thread()) or x,
                       prefetch=0).epoch(1))  # fmt: skip
     assert set(here) == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_stop_iteration_does_not_end_the_epoch(prefetch):
+    def ends(x, rng):
+        return next(iter(()))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(make_batches(augment=ends, prefetch=prefetch).epoch(1))
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2, 9])

@@ -6,7 +6,6 @@ Ranks are threads here (ranks.py), so that this runs everywhere; test_mpi has pr
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,8 +16,6 @@ import cnnx
 from cnnx._checkpoint import read_tree
 from cnnx.data import random_flip
 from cnnx.distributed import DataParallel
-from cnnx.distributed._lockstep import Lockstep
-from cnnx.distributed._reduction import Buckets, TreeSum, any_order_sum, summed, tree_sum
 
 IMAGES, BATCH = 45, 8  # the last batch has 5 images, so of 4 shards one has two
 RANKS = (1, 2, 4)
@@ -83,134 +80,6 @@ def trained(rank, net=None, epochs=2, data=None, optimizer=None, **options):
         optimizer=DataParallel(optimizer, rank, **options),
     )
     return {name: array.tobytes() for name, array in net.state_dict().items()}, history
-
-
-# ---- sums
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-@pytest.mark.parametrize("length", [0, 1, 5, 64])
-def test_tree_sum_adds_in_the_order_of_the_tree(size, length):
-    # Numbers of very different sizes: another order gives other bits.
-    rng = np.random.default_rng(length)
-    leaves = (rng.standard_normal((8, length)) * 10.0 ** rng.integers(-8, 8, (8, length))).astype(
-        np.float32
-    )
-    level = list(leaves)
-    while len(level) > 1:
-        level = [level[i] + level[i + 1] for i in range(0, len(level), 2)]
-
-    def job(rank):
-        tree = TreeSum()
-        for leaf in np.split(leaves, size)[rank.rank]:
-            tree.add(leaf)
-        array = tree.result().copy()
-        summed(array, tree_sum, rank, 0)
-        return array.tobytes(), rank.sent
-
-    results = on_ranks(size, job)
-    assert {array for array, _ in results} == {level[0].tobytes()}
-    if length == 64:  # each rank sends no more than is necessary
-        assert {sent for _, sent in results} == {2 * (size - 1) * 64 // size}
-
-
-def test_another_order_would_be_seen():
-    numbers = np.float32([1, 2**-24, 2**-24, 2**-24])
-    tree = TreeSum()
-    for number in numbers:
-        tree.add(np.array([number]))
-    assert tree.result()[0] == (numbers[0] + numbers[1]) + (numbers[2] + numbers[3])
-    assert tree.result()[0] != np.float32(1)  # which is what adding one after the other gives
-
-
-@pytest.mark.parametrize("reduction", [tree_sum, any_order_sum])
-@pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
-def test_buckets_sum_what_comes_in_any_order(reduction, bucket_bytes):
-    shapes = {"a": (3,), "b": (2, 4), "c": (), "d": (0,), "e": (5,)}
-    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    params["f"] = np.zeros(2, np.float64)
-
-    def grad(name, shard):
-        return np.full_like(params[name], (ord(name) + 1000 * shard))
-
-    def job(rank):
-        buckets = Buckets(params, 2, bucket_bytes, reduction, rank)
-        for _ in range(2):
-            buckets.begin()
-            for shard in range(2):
-                for name in ("c", "f", "a", "e", "d", "b"):
-                    grads = grad(name, 2 * rank.rank + shard)
-                    buckets.put(name, shard, grads)
-                    buckets.put(name, shard, grads * 0)  # came already: not taken
-                    buckets.progress()
-            result = {name: array.copy() for name, array in buckets.finish()}
-        return result
-
-    for result in on_ranks(2, job):
-        for name in params:
-            expected = sum(grad(name, shard) for shard in range(4))
-            np.testing.assert_array_equal(result[name], expected)
-            assert result[name].shape == params[name].shape
-
-
-def test_a_bucket_leaves_before_the_rest_of_backward():
-    # The gradients of the last layer have arrived while the first layer's are not yet there.
-    params = {"first": np.zeros(4), "last": np.zeros(4)}
-    both_sent = threading.Barrier(2)
-
-    def job(rank):
-        buckets = Buckets(params, 1, 1, tree_sum, rank)
-        buckets.begin()
-        buckets.put("last", 0, np.ones(4))
-        end = time.monotonic() + 20
-        while buckets._buckets[0].pending is not None or not buckets._started:
-            buckets.progress()
-            assert time.monotonic() < end
-        arrived = buckets._buckets[0].array.copy()
-        both_sent.wait(20)
-        buckets.put("first", 0, np.ones(4))
-        dict(buckets.finish())
-        return arrived
-
-    for arrived in on_ranks(2, job):
-        np.testing.assert_array_equal(arrived, np.full(4, 2.0))
-
-
-# ---- jobs that meet
-
-
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_lockstep_meets_in_order(count):
-    said = []
-
-    def make(number):
-        def job(meet):
-            said.append((number, "before"))
-            assert meet(np.array([2.0**number])) == [10 * (2.0**count - 1)]
-            said.append((number, "between"))
-            assert meet(np.array([1.0])) == [10.0 * count]
-            said.append((number, "after"))
-
-        return job
-
-    Lockstep(lambda array: 10 * array).run([make(number) for number in range(count)])
-    places = ("before", "between", "after")
-    assert said == [(number, place) for place in places for number in range(count)]
-
-
-@pytest.mark.parametrize("fails", [0, 1, 2])
-def test_lockstep_ends_with_the_error_of_one(fails):
-    def make(number):
-        def job(meet):
-            if number == fails:
-                raise ValueError(f"job {number}")
-            meet(np.zeros(1))
-            meet(np.zeros(1))
-
-        return job
-
-    with pytest.raises(ValueError, match=f"job {fails}"):
-        Lockstep(lambda array: array).run([make(number) for number in range(3)])
 
 
 # ---- training
@@ -558,6 +427,7 @@ def test_ranks_that_differ_are_told_apart():
     [
         (1, {"shards": 3}, "shards is 3, expected a power of two"),
         (1, {"shards": 0}, "shards is 0, expected an integer"),
+        (1, {"shards": 2**20}, "shards is 1048576, expected an integer from 1 to 65536"),
         (3, {}, "shards is 4 on 3 ranks, expected a power of two of ranks"),
         (2, {"shards": 1}, "shards is 1 on 2 ranks"),
         (2, {"shards": 4, "reduction": "fast"}, "expected the number of ranks, 2"),
@@ -610,6 +480,29 @@ def test_gradients_names_what_is_wrong(batches, images, kind, message, sync_batc
         parallel.gradients(net, loss, batches, images)
     assert message in str(caught.value)
     assert parallel.gradients(net, loss, iter(SHARDS), IMAGES) > 0  # what failed leaves no trace
+
+
+def test_gradients_of_what_is_none():
+    parallel, loss = DataParallel(cnnx.SGD(1), Team(1).ranks[0]), cnnx.SoftmaxCrossEntropy()
+    for model in (3, cnnx.Dense, object()):
+        with pytest.raises(TypeError, match=r"model is .*, expected an object with forward"):
+            parallel.gradients(model, loss, SHARDS, IMAGES)
+    with pytest.raises(TypeError, match=r"loss is .*, expected an object with forward"):
+        parallel.gradients(make_net(), object(), SHARDS, IMAGES)
+
+
+@pytest.mark.parametrize("sync_batch_norm", [False, True])
+def test_a_layer_may_be_replaced_between_steps(sync_batch_norm):
+    net, loss = make_net(dropout=0), cnnx.SoftmaxCrossEntropy()
+    parallel = DataParallel(cnnx.SGD(1), Team(1).ranks[0], sync_batch_norm=sync_batch_norm)
+    parallel.gradients(net, loss, SHARDS, IMAGES)
+    net.layers[-1] = cnnx.Dense(36, 3, rng=9)
+    parallel.gradients(net, loss, SHARDS, IMAGES)
+    found = {name: grad.copy() for name, grad in net.grads.items()}
+    other = DataParallel(cnnx.SGD(1), Team(1).ranks[0], sync_batch_norm=sync_batch_norm)
+    other.gradients(net, loss, SHARDS, IMAGES)
+    for name, grad in net.grads.items():
+        np.testing.assert_array_equal(found[name], grad)
 
 
 def test_all_ranks_hear_of_images_that_are_missing():

@@ -197,6 +197,9 @@ def test_train_says_once_what_is_wrong(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.count("cnnx train: shards is 2 on 4 ranks") == 1
     assert not list(tmp_path.iterdir())
+    done = command(2, "--distributed --batch-size 6", tmp_path)
+    assert done.stderr.count("batch_size is 6, expected a multiple of the 4 shards") == 1
+    assert not list(tmp_path.iterdir())
     done = command(2, "--distributed --resume", tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("cnnx train: nothing to resume") == 1

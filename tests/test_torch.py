@@ -472,6 +472,17 @@ def test_vmap_and_func() -> None:
     close(*hessians)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # PyTorch's own use
+def test_forward_mode_is_pytorchs() -> None:
+    ad, x = torch.autograd.forward_ad, images().detach()
+    tangents = []
+    for net in pair(LAYERS["conv relu"]):
+        with ad.dual_level():
+            dual = ad.make_dual(x, torch.ones_like(x))
+            tangents.append(ad.unpack_dual(net(dual)).tangent)
+    close(*tangents)
+
+
 def test_traced_is_pytorchs() -> None:
     layer, twin = pair(LAYERS["norm relu eval"])
     x = images().detach()

@@ -242,6 +242,16 @@ def test_nan_and_infinity_pass_through():
         ),
         (lambda x: normalize(x, 0, 1e300), ValueError, "std is 1e.300, expected finite numbers"),
         (lambda x: normalize(x, "a", 1), TypeError, "mean is 'a'"),
+        (
+            lambda x: normalize(x, [[1, 2], [3]], 1),
+            TypeError,
+            r"mean is \[\[1, 2\], \[3\]\] \(list",
+        ),
+        (
+            lambda x: random_crop(x, rng(), None, 2**31 - 1),
+            ValueError,
+            r"with padding \(2147483647",
+        ),
         (lambda x: normalize(x, None, 1), TypeError, "mean is None"),
     ],
 )

@@ -18,7 +18,7 @@ static inline int64_t FN(chunk_end)(const cnnx_elementwise *p, int64_t task)
             if (g) memcpy(lanes[1], g + i, (size_t)n * sizeof(T));                                     \
         }                                                                                              \
         const V v = *(const VU *)(n < VL ? lanes[0] : x + i);                                          \
-        const V grad = *(const volatile VU *)(n < VL || !g ? lanes[1] : g + i);                        \
+        const V grad = g ? (V) * (const volatile VU *)(n < VL ? lanes[1] : g + i) : (V){0};            \
         (void)grad;                                                                                    \
         *(VU *)(n < VL ? lanes[0] : y + i) = call;                                                     \
         if (n < VL) memcpy(y + i, lanes[0], (size_t)n * sizeof(T));                                    \

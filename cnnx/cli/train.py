@@ -24,6 +24,7 @@ from cnnx.data._dataset import unit_images
 from cnnx.data._files import load_levels
 from cnnx.distributed import DataParallel
 from cnnx.distributed._job import Communicator, from_root, together
+from cnnx.distributed._run import require_whole_shards
 from cnnx.functional import _arguments as check
 from cnnx.models import MODELS
 from cnnx.serialization import has_safetensors
@@ -213,13 +214,15 @@ def _optimizer(settings: Settings, ranks: Communicator | None) -> Any:
         optimizer = {"adam": cnnx.Adam, "adamw": cnnx.AdamW}[settings.optimizer](settings.lr)
     if ranks is None:
         return optimizer
-    return DataParallel(
+    parallel = DataParallel(
         optimizer,
         ranks,
         shards=settings.shards,
         reduction="fast" if settings.fast_reduction else "deterministic",
         sync_batch_norm=settings.sync_batch_norm,
     )
+    require_whole_shards(settings.batch_size, parallel.shards)
+    return parallel
 
 
 def _fresh(arguments: argparse.Namespace) -> Settings:

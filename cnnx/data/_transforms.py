@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
+from cnnx._shapes import require_room
 from cnnx.functional import _arguments as check
 
 Array = NDArray[Any]
@@ -105,6 +106,8 @@ def random_crop(
     _require_generator(rng)
     above, beside = check.pair(padding, "padding", 0)
     height, width = x.shape[2:] if size is None else check.pair(size, "size")
+    pads = (above, above, beside, beside)
+    require_room(f"with padding ({above}, {beside}), x", x.shape, pads)
     padded = np.pad(x, ((0, 0), (0, 0), (above, above), (beside, beside)))
     _require_fit(padded, height, width)
     top = rng.integers(0, padded.shape[2] - height + 1, len(x))
@@ -248,7 +251,10 @@ def _require_fit(x: Array, height: int, width: int) -> None:
 
 def _by_channel(value: ArrayLike, name: str, x: Array) -> Array:
     """One number for each channel of `x`, in its dtype, ready to be broadcast."""
-    numbers = np.asarray(value)
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        numbers = np.empty(0, object)
     if numbers.dtype.kind not in "fiu":
         raise TypeError(f"{name} is {check.described(value)}, expected numbers, one a channel")
     if numbers.shape not in ((), (1,), (x.shape[1],)):

@@ -13,7 +13,8 @@ from cnnx.distributed._step import Totals, Worker
 from cnnx.functional import _arguments as check
 
 REDUCTIONS = {"deterministic": tree_sum, "fast": any_order_sum}
-_SHARDS = 4
+_SHARDS, _MOST_SHARDS = 4, 2**16
+_NET = "cnnx.Sequential(...)"
 _BUCKET_BYTES = 1 << 18
 
 
@@ -79,7 +80,7 @@ class DataParallel:
         self.sync_batch_norm = check.flag(sync_batch_norm, "sync_batch_norm")
         self.bucket_bytes = check.integer(bucket_bytes, "bucket_bytes", 1)
         if shards is not None:
-            check.integer(shards, "shards", 1)
+            check.integer(shards, "shards", 1, _MOST_SHARDS)
         self.optimizer = optimizer
         self.communicator = communicator_of(communicator)
         self.rank, self.size = self.communicator.rank, self.communicator.size
@@ -149,9 +150,16 @@ class DataParallel:
         TypeError
             If an argument is something else than said above.
         """
+        check.methods(model, "model", {"forward": ("x",), "backward": ("grad_out",)}, _NET)
+        methods = {"forward": ("pred", "target"), "backward": ()}
+        check.methods(loss, "loss", methods, "cnnx.MSELoss()")
         images = check.integer(images, "images", 1)
-        pairs = self._pairs(batches)
-        return self.totals(model, loss, pairs, images, stop=False).loss / images
+        totals = self.totals(model, loss, self._pairs(batches), images, stop=False)
+        if totals.images != images:
+            raise ValueError(
+                f"images is {images}, but the shards of all ranks have {totals.images} images"
+            )
+        return totals.loss / images
 
     def _pairs(self, batches: Iterable[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
         """Pass the pairs on, one for each of this rank's shards, or say which one is none."""

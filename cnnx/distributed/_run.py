@@ -38,10 +38,7 @@ class ShardBatches(Batches):
             augment=whole.augment,
             prefetch=whole.prefetch,
         )
-        if self.batch_size % shards:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, expected a multiple of the {shards} shards"
-            )
+        require_whole_shards(self.batch_size, shards)
         self._shards, self._mine = shards, mine
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -60,6 +57,12 @@ class ShardBatches(Batches):
         shards = list(enumerate(np.array_split(chosen, self._shards), 1))[self._mine]
         prepared = [self._prepared(part, (self.seed, epoch, batch + 1, n)) for n, part in shards]
         return [x for x, _ in prepared], [y for _, y in prepared]
+
+
+def require_whole_shards(batch_size: int, shards: int) -> None:
+    """Raise unless a batch can be cut into so many shards of one size."""
+    if batch_size % shards:
+        raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {shards} shards")
 
 
 class DistributedRun(Run):

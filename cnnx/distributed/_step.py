@@ -28,6 +28,7 @@ class Totals(NamedTuple):
     loss: float  # times images
     hits: int | None  # None where there are no classes
     stop: bool  # whether any rank was asked to
+    images: int
 
 
 class Worker:
@@ -78,7 +79,12 @@ class Worker:
 
     def fits(self, model: Any) -> bool:
         """Whether this is still the worker for that model."""
-        return model is self._model and described(model) == self._described
+        layers = self._copies[0].layers
+        return (
+            model is self._model
+            and described(model) == self._described
+            and list(map(id, _with_layers(model))) == list(map(id, layers))
+        )
 
     def run(
         self, loss: Loss, batches: Iterable[tuple[Array, Array]], images: int, stop: bool
@@ -101,17 +107,13 @@ class Worker:
                 self._lockstep.run(list(jobs))
         summed_up = dict(self._buckets.finish())
         totals = summed_up[_TOTALS]
-        if totals[3] != images:
-            raise ValueError(
-                f"images is {images}, but the shards of all ranks have {totals[3]:g} images"
-            )
         for prefix, layer in model.inside(self._model):
             for name in arrays_of(layer, "params"):
                 arrays_of(layer, "grads")[name] = summed_up[prefix + name]
         ends = np.cumsum([array.size for array in buffers])
         model.put_buffers(np.split(totals[4:], ends[:-1]) if buffers else [])
         hits = None if np.isnan(totals[1]) else int(totals[1])
-        return Totals(float(totals[0]), hits, bool(totals[2]))
+        return Totals(float(totals[0]), hits, bool(totals[2]), int(totals[3]))
 
     def _shard(
         self,
@@ -195,7 +197,7 @@ class _Copy:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.layers = [model, *(layer for _, layer in named_layers(model))]
+        self.layers = _with_layers(model)
         self._holders = {id(model): list(_holders(model, ""))}
         for name, layer in named_layers(model):
             self._holders[id(layer)] = list(_holders(layer, f"{name}."))
@@ -222,6 +224,11 @@ class _Copy:
                 mine.training = theirs.training
 
 
+def _with_layers(model: Any) -> list[Any]:
+    """A model, and all layers in it."""
+    return [model, *(layer for _, layer in named_layers(model))]
+
+
 def _holders(layer: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if isinstance(layer, Container):
         for name, child in layer.children().items():
@@ -246,6 +253,5 @@ def _generators(model: Any) -> list[np.random.Generator]:
 
 def _twin(model: Any) -> Any:
     """A copy that has the same parameters, the very arrays, and for itself what a shard changes."""
-    layers = [model, *(layer for _, layer in named_layers(model))]
-    shared = [arrays_of(layer, "params") for layer in layers]
+    shared = [arrays_of(layer, "params") for layer in _with_layers(model)]
     return deepcopy(model, {id(params): params for params in shared})

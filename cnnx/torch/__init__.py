@@ -49,12 +49,13 @@ def convert(module: M) -> M:
     What cnnx has no kernel for goes to PyTorch's own forward, call by call: other dtypes than
     float32 and float64, other devices than the CPU, inputs of three dimensions, empty batches,
     options that cnnx does not know, and whatever runs under ``torch.autocast``, ``torch.compile``,
-    ``torch.export``, ``torch.jit.trace``, the transforms of ``torch.func`` or a mode that watches
-    PyTorch's operations. Wrong arguments meet PyTorch's errors. A class that overrides ``forward``
-    is left alone. The ``torch.export`` of PyTorch 2.4 cannot read a converted layer; :func:`revert`
-    it first.
+    ``torch.export``, ``torch.jit.trace``, the transforms of ``torch.func``, forward-mode
+    differentiation or a mode that watches PyTorch's operations. Wrong arguments meet PyTorch's
+    errors. A class that overrides ``forward`` is left alone.
 
-    Gradients can be taken once: differentiating them again is a RuntimeError.
+    Gradients can be taken once: differentiating them again is a RuntimeError. :func:`revert` the
+    module first for that, for many gradients in one go (``is_grads_batched``), for
+    ``torch.jit.script``, and for the ``torch.export`` of PyTorch 2.4.
 
     Examples
     --------

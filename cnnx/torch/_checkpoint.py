@@ -32,7 +32,8 @@ def load_state_dict(
     model : layer
         A model of the same architecture; its arrays keep their dtype and are filled in place.
     state : path or mapping of str to tensor or array
-        A file in the safetensors format, or what PyTorch's ``state_dict()`` returns.
+        A file in the safetensors format, where bfloat16 is taken as float32, or what PyTorch's
+        ``state_dict()`` returns.
     strict : bool
         False ignores names that are missing here or there. Shapes must agree all the same.
     names : mapping of str to str, optional

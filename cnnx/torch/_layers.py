@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks_of_all
 
 from cnnx import functional as F
@@ -48,6 +49,7 @@ def _elsewhere() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0  # such as FlopCounterMode
     )
 
