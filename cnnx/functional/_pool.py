@@ -29,7 +29,7 @@ _GRAD_OUT = (("grad_out", 4, "(N, C, Ho, Wo)", True),)
 _NO_DILATION = (1, 1)
 
 
-def _geometry(
+def geometry(
     x_shape: _shapes.Shape,
     pool_size: IntOrPair,
     stride: IntOrPair | None,
@@ -37,6 +37,7 @@ def _geometry(
     dilation: IntOrPair,
     ceil_mode: bool,
 ) -> tuple[_shapes.Pair, _shapes.Geometry]:
+    """Return the window, as far as it meets the image, and shapes and numbers for a kernel."""
     window, spread = pair(pool_size, "pool_size"), pair(dilation, "dilation")
     geometry = _shapes.pool2d(
         x_shape,
@@ -140,7 +141,7 @@ def max_pool2d(
            [ 8, 15]])
     """
     (x,) = floats(_X, x)
-    window, (out_shape, strides, pads, dilations) = _geometry(
+    window, (out_shape, strides, pads, dilations) = geometry(
         x.shape, pool_size, stride, padding, dilation, ceil_mode
     )
     backend = _dispatch.backend()
@@ -278,7 +279,7 @@ def avg_pool2d(
            [1.5 , 3.75]])
     """
     (x,) = floats(_X, x)
-    window, (out_shape, strides, pads, _) = _geometry(
+    window, (out_shape, strides, pads, _) = geometry(
         x.shape, pool_size, stride, padding, 1, ceil_mode
     )
     include = flag(count_include_pad, "count_include_pad")
@@ -329,7 +330,7 @@ def avg_pool2d_backward(
     """
     (grad_out,) = floats(_GRAD_OUT, grad_out)
     shape = images_shape(input_shape, "input_shape")
-    window, (out_shape, strides, pads, _) = _geometry(
+    window, (out_shape, strides, pads, _) = geometry(
         shape, pool_size, stride, padding, 1, ceil_mode
     )
     require_shape("grad_out", grad_out, out_shape, "the shape of avg_pool2d's output")
@@ -371,7 +372,7 @@ def global_avg_pool2d(x: Array) -> Array:
     array([[1.5, 5.5]])
     """
     (x,) = floats(_X, x)
-    window, _ = _geometry(x.shape, _whole_image(x.shape), None, 0, 1, False)
+    window, _ = geometry(x.shape, _whole_image(x.shape), None, 0, 1, False)
     out = empty((*x.shape[:2], 1, 1), x)
     if x.shape[0]:
         _dispatch.backend().avg_pool2d(x, window, window, (0, 0, 0, 0), True, out)
@@ -407,7 +408,7 @@ def global_avg_pool2d_backward(grad_out: Array, input_shape: tuple[int, int, int
     """
     (grad_out,) = floats((("grad_out", 2, "(N, C)", True),), grad_out)
     shape = images_shape(input_shape, "input_shape")
-    window, _ = _geometry(shape, _whole_image(shape), None, 0, 1, False)
+    window, _ = geometry(shape, _whole_image(shape), None, 0, 1, False)
     require_shape("grad_out", grad_out, shape[:2], "the batch and channels of input_shape")
     grad_x = empty(shape, grad_out)
     if shape[0]:

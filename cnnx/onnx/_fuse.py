@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnx.functional._conv import prepared
 from cnnx.onnx._program import Array, Node, Program, needed
 
 # What each operator can apply to its result as it stores it, by the names of `functional`.
@@ -456,7 +457,7 @@ def _activate(draft: _Draft, node: Node) -> bool:
 def _lay_out(draft: _Draft, node: Node) -> bool:
     """Keep the packed weights of a convolution, and a matrix as its product reads it."""
     if node.op == "Conv" and draft.constants.keys() >= {*filter(None, node.inputs[1:])}:
-        node.attributes["frozen"] = 1
+        node.attributes["frozen"] = (prepared(),)
     if node.op == "Gemm" and node.get("transB", 0) and node.inputs[1] in draft.constants:
         weight = draft.constants[node.inputs[1]]
         node.inputs[1] = draft.add(f"{node.outputs[0]}.weight", weight.T)

@@ -16,14 +16,12 @@ from cnnx import _dispatch, _shapes
 from cnnx import functional as F
 from cnnx.functional._arguments import empty, floats
 from cnnx.functional._conv import forward as convolve
-from cnnx.functional._conv import prepared
 from cnnx.onnx._program import Array, Node, require_room
 
 Run = Callable[..., Any]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _ROW = (("C", 1, "(N,)", True),)
-_SHAPES = 16  # of images, that a convolution remembers
 
 _MATRICES = (("A", 2, "(M, K)", True), ("B", 2, "(K, N)", True))
 
@@ -90,55 +88,20 @@ def _require_kernel(node: Node, weight: Array) -> None:
 def conv(node: Node) -> Run:
     """W*x + B; the attributes "activation" and "frozen" are the optimiser's.
 
-    A frozen one has constants for W and B, so that shapes need to be checked only once.
+    A frozen one has constants for W and B, and keeps packed weights where the attribute says.
     """
     strides, dilations = pair(node, "strides"), pair(node, "dilations")
     pads, groups, activation = window_pads(node), node.get("group", 1), node.get("activation")
-    kept = prepared() if node.get("frozen") else None
-    known: dict[Any, tuple[int, ...]] = {}  # shapes that have been checked, with the result's
+    (kept,) = node.get("frozen", (None,))
 
     def run(x: Array, weight: Array, bias: Array | None = None, out: Array | None = None) -> Array:
-        shape = known.get(x.shape)
-        if (
-            shape is None
-            or x.dtype is not weight.dtype
-            or not x.flags.carray
-            or (out is not None and out.shape != shape)
-        ):
-            _require_kernel(node, weight)
-            padding = pads(x.shape, weight.shape[2:])
-            result = convolve(
-                x, weight, bias, strides, padding, dilations, groups, "zeros", activation, out, kept
-            )
-            if kept is not None and _in_order(x, weight, bias):
-                if len(known) >= _SHAPES:
-                    known.clear()
-                known[x.shape] = result.shape
-            return result
-        out = empty(shape, x) if out is None else out
-        (top, bottom), (left, right) = pads(x.shape, weight.shape[2:])
-        _dispatch.backend().conv2d(
-            x,
-            weight,
-            bias,
-            strides,
-            (top, bottom, left, right),
-            dilations,
-            groups,
-            activation,
-            out,
-            kept,
+        _require_kernel(node, weight)
+        padding = pads(x.shape, weight.shape[2:])
+        return convolve(
+            x, weight, bias, strides, padding, dilations, groups, "zeros", activation, out, kept
         )
-        return out
 
     return run
-
-
-def _in_order(x: Array, *constants: Array | None) -> bool:
-    """Whether arrays that fit may go to a kernel as they are, each time the first one does."""
-    return x.shape[0] > 0 and all(
-        array is None or (array.dtype is x.dtype and array.flags.carray) for array in constants
-    )
 
 
 def transposed_geometry(node: Node) -> Run:

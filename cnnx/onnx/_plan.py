@@ -1,10 +1,11 @@
 """How a frozen graph runs for one shape of its inputs: made on the first call with that shape.
 
-That call runs every node and looks on. What depends on shapes alone (``Shape``, and what is
-computed from it) gave numbers that it will give again: its nodes are left out from then on. An
-array is let go after its last use, so that the pool of recycled memory gives it to the next one,
-still in the cache; an elementwise node writes over its input where nobody reads that any more; and
-what a ``Concat`` puts one after the other is written where it will stand, without a copy.
+That call runs every node, with all checks, and looks on; those after it go straight to the
+kernels. What depends on shapes alone (``Shape``, and what is computed from it) gave numbers that it
+will give again: its nodes are left out from then on. An array is let go after its last use, so that
+the pool of recycled memory gives it to the next one, still in the cache; an elementwise node writes
+over its input where nobody reads that any more; and what a ``Concat`` puts one after the other is
+written where it will stand, without a copy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from cnnx.functional._arguments import empty
 from cnnx.onnx._elementwise import IN_PLACE
+from cnnx.onnx._planned import fills, views
 from cnnx.onnx._program import Array, Node, Program
 
 # What a node may raise for arrays that do not fit it.
@@ -54,6 +56,7 @@ class _Step:
     run: Callable[..., Any]
     inputs: list[int]
     outputs: list[int]
+    fills: bool = False  # whether `run` takes the array for the result
     # Where the result goes: over the input in a slot, into a part of the array in a slot, or into a
     # new array of a shape.
     over: int = -1
@@ -89,21 +92,32 @@ class Plan:
         values: dict[int, Any] = {slot(name): array for name, array in program.constants.items()}
         values[0] = None
         fixed = set(values)
+        # Arrays that will lie in memory as they do now: what writes or moves them says so.
+        known = {number for number, array in values.items() if number == 0 or array.flags.carray}
+        known.update(self._given)
         values.update(zip(self._given, inputs, strict=True))
         self._steps: list[_Step] = []
         self.repeats = True
         for node, run in zip(program.nodes, runs, strict=True):
             takes, gives = [slot(name) for name in node.inputs], [slot(n) for n in node.outputs]
-            step = _Step(node, run, takes, gives)
-            results = call(node, step.run, [values[number] for number in takes])
+            step, arrays = _Step(node, run, takes, gives), [values[number] for number in takes]
+            results = call(node, run, arrays)
             values.update(zip(gives, results, strict=False))
             first = _SHAPED.get(node.op)
             if first is not None and not fixed.issuperset(takes[first:]):
                 self.repeats = False
             if node.op == "Shape" or fixed.issuperset(takes):
                 fixed.update(gives)
-            else:
-                self._steps.append(step)
+                known.update(gives)
+                continue
+            self._steps.append(step)
+            same = known.issuperset(takes)
+            fill, view = fills(node, arrays, results[0], same), views(node, arrays, results)
+            step.run, step.fills = fill or view or run, fill is not None
+            written = node.op in IN_PLACE and results[0].dtype in _LIKE
+            joined = same and node.op == "Concat"
+            if fill or (same and view) or ((written or joined) and results[0].flags.carray):
+                known.update(gives)
         self._outputs = [slots[name] for name in program.outputs]
         self.results = tuple(values[number] for number in self._outputs)
         buffers = _place(self._steps, values, self._outputs, len(slots))
@@ -189,7 +203,7 @@ def _place(steps: list[_Step], values: dict[int, Any], outputs: list[int], first
             end = begin + array.size
             if (
                 giver is not None
-                and giver.node.op in _WRITES
+                and (giver.fills or giver.node.op in _WRITES)
                 and giver.part is None
                 and number not in outputs
                 and step.inputs.count(number) == 1
@@ -234,10 +248,11 @@ def _reuse(
         last[number] = ends[group(number)] = _NEVER
     foreign = {group(number) for number in others}
     for place, step in enumerate(steps):
-        if step.node.op in IN_PLACE and step.part is None:
+        if (step.fills or step.node.op in IN_PLACE) and step.part is None:
             out = values[step.outputs[0]]
             step.like = _LIKE.get(out.dtype)
             step.shape = out.shape
+        if step.node.op in IN_PLACE and step.part is None:
             shared = [group(number) for number in step.inputs]
             for number in step.inputs if step.like is not None else ():
                 array, own = values[number], group(number)
