@@ -42,8 +42,12 @@ def test_out_of_memory(count: int, tmp_path: Path) -> None:
 
 @needs_kernels
 @needs_linux
-@pytest.mark.parametrize("stack", ["", "200M", "65536"])
-def test_fewer_threads_than_asked_for(stack: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"OMP_STACKSIZE": "200M"}, {"OMP_STACKSIZE": "65536"}, {"GOMP_STACKSIZE": "200M"}],
+    ids=["", "200M", "65536", "GNU"],
+)
+def test_fewer_threads_than_asked_for(own: dict[str, str], tmp_path: Path) -> None:
     # A container may start no more threads, however much memory there is.
     code = """
 import resource, threading, numpy as np, cnnx
@@ -58,7 +62,6 @@ for _ in range(3):
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 print(np.array_equal(cnnx.relu(x), alone), len(threading.enumerate()))
 """
-    own = {"OMP_STACKSIZE": stack} if stack else {}
     done = python(code, tmp_path, OPENBLAS_NUM_THREADS="1", **own)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True"] * 4 + ["1"]
