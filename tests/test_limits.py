@@ -215,6 +215,20 @@ def test_denormals_are_zero_to_arithmetic(call: Call, dtype: Any, isa: str) -> N
             assert_array_equal(found, expected)
 
 
+def test_an_eps_too_small_to_be_normal_still_divides(dtype: Any, implementation: str) -> None:
+    # Nothing was seen yet, or nothing varies: 0 / eps, which must not become 0 / 0.
+    eps = float(np.finfo(dtype).tiny) / 8
+    dense = cnnx.Dense(40, 1, bias=False, dtype=dtype, rng=0)
+    before = dense.params["weight"].copy()
+    cnnx.Adam(eps=eps).step(dense)
+    assert_array_equal(dense.params["weight"], before)
+    if dtype == np.float64:  # an image's numbers are normalised in that
+        x = np.ones((2, 3, 4, 5))
+        assert_array_equal(cnnx.batch_norm2d(x, eps=eps), np.zeros_like(x))
+        grad_x, *_ = cnnx.batch_norm2d_backward(x, x, eps=eps)
+        assert_array_equal(grad_x, np.zeros_like(x))
+
+
 @pytest.mark.parametrize("name", ["max_pool2d", "relu", "relu6"])
 def test_denormals_are_numbers_to_comparisons(name: str, dtype: Any, implementation: str) -> None:
     call = SPLIT[name][0]
