@@ -57,6 +57,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raise at once what `atomic_write` will raise later, but for a disk that is full by then."""
+
+    class Enough(Exception):
+        pass
+
+    with suppress(Enough), atomic_write(path):
+        raise Enough
+
+
 def _lock(file: IO[bytes]) -> bool:
     """Lock a file until it is closed or its process dies; False where another process has it."""
     try:

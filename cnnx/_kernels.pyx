@@ -19,6 +19,7 @@ cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from cython.parallel cimport prange
+from libc.float cimport DBL_MIN, FLT_MIN
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.string cimport memcmp, memset
 
@@ -483,6 +484,11 @@ def cross_entropy(cnp.ndarray x, cnp.ndarray target, double smoothing, cnp.ndarr
     return -1
 
 
+cdef double not_flushed(double eps, double least) noexcept:
+    """An eps that is divided by must not be taken for zero: at least the smallest normal number."""
+    return least if 0 < eps < least else eps
+
+
 cdef int run_norm(cnnx_norm *p, cnp.ndarray x, cnp.ndarray mean, cnp.ndarray var, cnnx_task sums,
                   cnnx_task task) except -1:
     """Run `sums` (NULL where there is nothing to sum up) and `task`."""
@@ -508,8 +514,8 @@ def batch_norm2d(cnp.ndarray x, weight, bias, cnp.ndarray mean, cnp.ndarray var,
                  bint batch_stats, activation, cnp.ndarray out):
     """Fill `out` with act((x - mean) / sqrt(var + eps) * weight + bias), both statistics too if asked."""
     cdef cnnx_norm p
-    p.weight, p.bias, p.y, p.eps = data_or_null(weight), data_or_null(bias), cnp.PyArray_DATA(out), eps
-    p.batch_stats, p.activation = batch_stats, ACTIVATIONS[activation]
+    p.weight, p.bias, p.y = data_or_null(weight), data_or_null(bias), cnp.PyArray_DATA(out)
+    p.eps, p.batch_stats, p.activation = not_flushed(eps, DBL_MIN), batch_stats, ACTIVATIONS[activation]
     run_norm(&p, x, mean, var, table(x).norm_sums if batch_stats else NULL, table(x).norm)
 
 
@@ -521,7 +527,7 @@ def batch_norm2d_backward(cnp.ndarray grad_out, cnp.ndarray x, weight, bias, cnp
     p.grad, p.weight, p.y = cnp.PyArray_DATA(grad_out), data_or_null(weight), cnp.PyArray_DATA(grad_x)
     p.bias, p.activation = data_or_null(bias), ACTIVATIONS[activation]
     p.grad_weight, p.grad_bias = cnp.PyArray_DATA(grad_weight), cnp.PyArray_DATA(grad_bias)
-    p.eps, p.batch_stats = eps, batch_stats
+    p.eps, p.batch_stats = not_flushed(eps, DBL_MIN), batch_stats
     run_norm(&p, x, mean, var, table(x).norm_backward_sums, table(x).norm_backward)
 
 
@@ -544,7 +550,8 @@ def adam(cnp.ndarray param, cnp.ndarray grad, cnp.ndarray mean, cnp.ndarray squa
     """Make Adam's step number `step`: change `param`, `mean` and `square` in place."""
     cdef cnnx_optim p
     p.mean, p.square = cnp.PyArray_DATA(mean), cnp.PyArray_DATA(square)
-    p.beta1, p.beta2, p.eps = beta1, beta2, eps
+    p.beta1, p.beta2 = beta1, beta2
+    p.eps = not_flushed(eps, FLT_MIN if cnp.PyArray_TYPE(param) == cnp.NPY_FLOAT32 else DBL_MIN)
     p.lr, p.root = lr / (1 - beta1 ** step), (1 - beta2 ** step) ** 0.5
     p.decay = 0 if decoupled else weight_decay
     p.shrink = 1 - lr * weight_decay if decoupled else 1

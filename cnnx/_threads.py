@@ -37,7 +37,10 @@ def _cgroup_folders() -> Iterator[Path]:
     except (OSError, ValueError):
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        fields = line.split(":", 2)
+        if len(fields) != 3:  # an imitation of Linux may write what it likes
+            continue
+        _, controllers, path = fields
         parts = Path(path.lstrip("/")).parts
         if ".." in parts:  # outside of this cgroup namespace: not ours to see
             continue

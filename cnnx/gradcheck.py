@@ -19,6 +19,7 @@ from cnnx._gradcheck.comparison import Settings, compare
 from cnnx._gradcheck.differences import Line
 from cnnx._gradcheck.report import GradcheckEntry, GradcheckError, GradcheckReport
 from cnnx._gradcheck.subject import borrowed_layer, function_subject, is_layer
+from cnnx.functional import _arguments as check
 
 __all__ = [
     "GradcheckEntry",
@@ -143,8 +144,7 @@ def _check_differentiable(f: Any, x: Any, h: float) -> None:
         )
     if not x.flags.writeable:
         raise ValueError("x is read-only, expected an array whose elements can be moved")
-    if not (np.isfinite(h) and h > 0):
-        raise ValueError(f"h is {h}, expected a positive number")
+    check.number(h, "h", above=0)
 
 
 def _as_output(out: Any, upstream: Array | None) -> Array:
@@ -234,10 +234,14 @@ def gradcheck(
     >>> report["x"].index is not None
     True
     """
-    for name, value in (("eps", eps), ("rtol", rtol), ("max_elements", max_elements)):
-        if not value > 0:
-            raise ValueError(f"{name} is {value}, expected more than 0")
-    settings = Settings(eps, rtol, atol, max_elements, seed)
+    settings = Settings(
+        check.number(eps, "eps", above=0),
+        check.number(rtol, "rtol", above=0),
+        check.number(atol, "atol", 0),
+        check.integer(max_elements, "max_elements", 1, np.inf),
+        check.integer(seed, "seed", 0, np.inf),
+    )
+    check.flag(raise_on_failure, "raise_on_failure")
     if is_layer(layer_or_function):
         if backward is not None:
             raise ValueError("backward is for functions; a layer has its own")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cnnx._batches import Array, Augment, Batches, require_images, require_pair
+from cnnx._files import require_writable
 from cnnx._progress import Step, reporter
 from cnnx._run import CtrlC, History, Loss, Optimizer, Run, Schedule, count_hits, outputs
 from cnnx.distributed import DataParallel
@@ -115,6 +116,8 @@ def fit(
         `checkpoint`, or the checkpoint is damaged or belongs to another training.
     TypeError
         If an argument is something else than said above.
+    OSError
+        If the checkpoint cannot be written, at once where that can be known.
     KeyboardInterrupt
         When the training was interrupted. The message names the checkpoint.
 
@@ -174,6 +177,8 @@ def fit(
         callback=callback,
         checkpoint=checkpoint,
     )
+    if checkpoint is not None and parallel is None:
+        require_writable(checkpoint)  # or the first epoch would be for nothing
     run.begin(resume)
     with CtrlC() as ctrl_c, reporter(progress and run.leads) as report:
         try:

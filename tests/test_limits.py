@@ -44,8 +44,12 @@ def test_out_of_memory(count: int, tmp_path: Path) -> None:
 @needs_kernels
 @needs_linux
 @needs_tight_memory
-@pytest.mark.parametrize("stack", ["", "200M", "65536"])
-def test_fewer_threads_than_asked_for(stack: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"OMP_STACKSIZE": "200M"}, {"OMP_STACKSIZE": "65536"}, {"GOMP_STACKSIZE": "200M"}],
+    ids=["", "200M", "65536", "GNU"],
+)
+def test_fewer_threads_than_asked_for(own: dict[str, str], tmp_path: Path) -> None:
     # A container may start no more threads, however much memory there is.
     code = """
 import resource, threading, numpy as np, cnnx
@@ -60,7 +64,6 @@ for _ in range(3):
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 print(np.array_equal(cnnx.relu(x), alone), len(threading.enumerate()))
 """
-    own = {"OMP_STACKSIZE": stack} if stack else {}
     done = python(code, tmp_path, OPENBLAS_NUM_THREADS="1", **own)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True"] * 4 + ["1"]
@@ -213,6 +216,20 @@ def test_denormals_are_zero_to_arithmetic(call: Call, dtype: Any, isa: str) -> N
     for small in (TINY[dtype], largest):
         for found, expected in zip(call(strewn(call, dtype, small)), zeros, strict=True):
             assert_array_equal(found, expected)
+
+
+def test_an_eps_too_small_to_be_normal_still_divides(dtype: Any, implementation: str) -> None:
+    # Nothing was seen yet, or nothing varies: 0 / eps, which must not become 0 / 0.
+    eps = float(np.finfo(dtype).tiny) / 8
+    dense = cnnx.Dense(40, 1, bias=False, dtype=dtype, rng=0)
+    before = dense.params["weight"].copy()
+    cnnx.Adam(eps=eps).step(dense)
+    assert_array_equal(dense.params["weight"], before)
+    if dtype == np.float64:  # an image's numbers are normalised in that
+        x = np.ones((2, 3, 4, 5))
+        assert_array_equal(cnnx.batch_norm2d(x, eps=eps), np.zeros_like(x))
+        grad_x, *_ = cnnx.batch_norm2d_backward(x, x, eps=eps)
+        assert_array_equal(grad_x, np.zeros_like(x))
 
 
 @pytest.mark.parametrize("call", COMPARISONS, ids=lambda call: call.name)

@@ -1,5 +1,6 @@
 """fit interrupted and resumed: the end is the same bits; and the file that the state waits in."""
 
+import re
 import signal
 import threading
 
@@ -215,6 +216,20 @@ def test_checkpoint_holds_no_pickle(tmp_path):
     with np.load(file, allow_pickle=False) as archive:
         kinds = {archive[name].dtype.kind for name in archive.files}
     assert kinds == {"f", "u"}
+
+
+def test_a_place_that_takes_no_checkpoint_is_told_before_the_first_batch(tmp_path):
+    def called(step):
+        raise AssertionError("a batch was trained")
+
+    _, fit = training()
+    for file in (tmp_path, tmp_path / "missing" / "checkpoint.npz"):
+        with pytest.raises(OSError, match=re.escape(str(file))):
+            fit(checkpoint=file, callback=called)
+    file = tmp_path / "checkpoint.npz"
+    with pytest.raises(AssertionError):
+        fit(checkpoint=file, callback=called)
+    assert not list(tmp_path.iterdir())
 
 
 def test_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):

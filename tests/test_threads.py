@@ -134,6 +134,7 @@ def test_control_group_of_the_first_version(
         ("4:cpu:/a/b\n", {"cpu/a/b/cpu.cfs_quota_us": "300000"}, 3),
         ("4:cpuset:/a\n", {"cpuset/a/cpu.cfs_quota_us": "100000"}, 8),
         ("", {"cpu.max": "100000 100000"}, 1),
+        ("nonsense\n\n0::/job\n", {"job/cpu.max": "300000 100000"}, 3),
     ],
 )
 def test_least_quota_of_the_group_and_its_ancestors(

@@ -21,11 +21,13 @@ static void *cnnx_pass(void *gate)
     return NULL;
 }
 
-/* The bytes that OMP_STACKSIZE asks for, by itself in KiB, or with B, K, M or G; 0: as the system has it. */
+/* The bytes that OMP_STACKSIZE asks for, or by its older name GNU's, by itself in KiB, or with B, K, M or G; 0: as the
+ * system has it. */
 static size_t cnnx_stack(void)
 {
     const char *text = getenv("OMP_STACKSIZE");
     char *unit = NULL;
+    if (!text) text = getenv("GOMP_STACKSIZE");
     const unsigned long long number = text ? strtoull(text, &unit, 10) : 0;
     if (number == 0 || number >> 32) return 0;
     while (*unit == ' ') unit++;

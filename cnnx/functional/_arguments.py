@@ -262,10 +262,15 @@ def images_shape(value: object, name: str) -> tuple[int, int, int, int]:
 
 
 def number(
-    value: object, name: str, least: float = -np.inf, most: float = np.inf, below: float = np.inf
+    value: object,
+    name: str,
+    least: float = -np.inf,
+    most: float = np.inf,
+    below: float = np.inf,
+    above: float = -np.inf,
 ) -> float:
     """Return a real, finite number as a float."""
-    if type(value) is float and least <= value <= most and value < below:
+    if type(value) is float and least <= value <= most and above < value < below:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {described(value)}, expected a number")
@@ -273,8 +278,9 @@ def number(
         result = float(value)
     except OverflowError:  # an int of 400 digits
         result = np.inf
-    if not (np.isfinite(result) and least <= result <= most and result < below):
-        limits = "" if least == -np.inf else f" from {least:g}"
+    if not (np.isfinite(result) and least <= result <= most and above < result < below):
+        limits = "" if above == -np.inf else f" above {above:g}"
+        limits += "" if least == -np.inf else f" from {least:g}"
         limits += "" if most == np.inf else f" to {most:g}"
         limits += "" if below == np.inf else f" to below {below:g}"
         raise ValueError(f"{name} is {value}, expected a finite number{limits}")
