@@ -207,7 +207,7 @@ def test_inputs_are_left_alone() -> None:
 
 @pytest.mark.parametrize("claim", [np.nan, np.inf, -np.inf])
 def test_gradient_that_is_no_number_fails(claim: float) -> None:
-    report = cnnx.gradcheck(np.square, X, backward=lambda grad_out, x: np.full_like(x, claim))
+    report = cnnx.gradcheck(lambda x: x * x, X, backward=lambda grad_out, x: np.full_like(x, claim))
     assert not report and report["x"].error == np.inf
 
 

@@ -121,6 +121,10 @@ static ALWAYS_INLINE V FN(activate_vector)(V v, const int kind, T alpha)
     }
 }
 
+/* A gradient that ABOVE may stop. GCC 12 for AVX-512 would load it under the mask, after the comparison, which on a
+ * million doubles took a fifth longer. */
+static ALWAYS_INLINE V FN(at_once)(const T *grad) { return *(const volatile VU *)grad; }
+
 /* grad times the derivative at the input v. What a ReLU stops is 0, also where grad is no number. */
 static ALWAYS_INLINE V FN(grad_vector)(V grad, V v, const int kind, T alpha)
 {

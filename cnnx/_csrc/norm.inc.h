@@ -130,7 +130,7 @@ static ALWAYS_INLINE void FN(norm_add)(const T *x, const T *g, FN(norm_rows) b, 
 #define ADD(l, at, keep)                                                                                         \
     {                                                                                                            \
         const V a = *(const VU *)(x + (at)), v = keep(a - line.mean);                                            \
-        const V w = kind == STATISTICS ? v : keep(FN(by_z)(a, *(const VU *)(g + (at)), line, kind));             \
+        const V w = kind == STATISTICS ? v : keep(FN(by_z)(a, FN(at_once)(g + (at)), line, kind));               \
         u[l] += w;                                                                                               \
         uv[l] += w * v;                                                                                          \
     }
@@ -392,7 +392,7 @@ FN(norm_grad_row)(const T *x, const T *g, int64_t n, FN(norm_line) line, FN(norm
 {
 #define GRAD(at)                                                                                       \
     {                                                                                                  \
-        const V a = *(const VU *)(x + (at)), by_z = FN(by_z)(a, *(const VU *)(g + (at)), line, kind);  \
+        const V a = *(const VU *)(x + (at)), by_z = FN(by_z)(a, FN(at_once)(g + (at)), line, kind);    \
         const V rest = s.only_scale ? by_z : by_z - s.level - (a - line.mean) * s.slope;               \
         *(VU *)(to + (at)) = s.scale * rest;                                                           \
     }

@@ -186,8 +186,8 @@ def mean_std(x: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     over = (0, 2, 3)
     mean = x.mean(over, np.float64)
     # Channel by channel: the float64 copy of all images need not fit beside them.
-    std = [np.sqrt(np.square(x[:, c] - mean[c]).mean(dtype=np.float64)) for c in range(x.shape[1])]
-    return mean, np.array(std)
+    channels = (np.subtract(x[:, c], mean[c], dtype=np.float64) for c in range(x.shape[1]))
+    return mean, np.array([np.sqrt(np.square(channel).mean()) for channel in channels])
 
 
 def normalize(x: Array, mean: ArrayLike, std: ArrayLike) -> Array:
