@@ -134,7 +134,9 @@ cdef _Block packed_weights(const cnnx_kernels *k, cnnx_task pack, cnnx_conv *p, 
 cdef int run_conv(const cnnx_kernels *k, cnnx_conv *p, _Prepared kept, weight) except -1:
     global ran
     cdef _Block packed
-    cdef int threads = threads_for(p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
+    # Depthwise, a multiplication takes three times as long as elsewhere.
+    cdef int64_t cost = 3 if p.C == p.M == 1 else 1
+    cdef int threads = threads_for(cost * p.N * p.groups * p.M * p.C * p.taps * p.rows * p.cols)
     cdef cnnx_task pack = k.pack_weights, task
     if chooses_winograd(k, p, threads):
         ran, pack, task = WINOGRAD, k.winograd_weights, k.winograd

@@ -345,6 +345,7 @@ def _silu_derivative(x: _Array) -> _Array:
 _ACTIVATIONS: dict[str, Any] = {
     "relu": lambda x, alpha: np.where(x < 0, 0, x),
     "leaky_relu": lambda x, alpha: np.where(x < 0, alpha * x, x),
+    "relu1": lambda x, alpha: np.clip(x, 0, 1),
     "relu6": lambda x, alpha: np.clip(x, 0, 6),
     "sigmoid": lambda x, alpha: _sigmoid(x),
     "tanh": lambda x, alpha: np.tanh(x),

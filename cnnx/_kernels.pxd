@@ -19,6 +19,7 @@ cdef extern from "_csrc/kernels.h" nogil:
         CNNX_GELU
         CNNX_SILU
         CNNX_HARD_SWISH
+        CNNX_RELU1
         CNNX_CHUNK
         CNNX_COLUMNS
 

@@ -321,7 +321,7 @@ def empty_cache():
 cdef dict ACTIVATIONS = {
     None: CNNX_NONE, "relu": CNNX_RELU, "sigmoid": CNNX_SIGMOID, "tanh": CNNX_TANH,
     "leaky_relu": CNNX_LEAKY_RELU, "relu6": CNNX_RELU6, "gelu": CNNX_GELU, "silu": CNNX_SILU,
-    "hard_swish": CNNX_HARD_SWISH,
+    "hard_swish": CNNX_HARD_SWISH, "relu1": CNNX_RELU1,
 }
 
 

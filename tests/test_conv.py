@@ -387,6 +387,7 @@ ACTIVATIONS = {
     "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
     "tanh": np.tanh,
     "relu6": lambda z: np.clip(z, 0, 6),  # from here on those of frozen layers alone
+    "relu1": lambda z: np.clip(z, 0, 1),
     "silu": lambda z: z / (1 + np.exp(-z)),
     "hard_swish": lambda z: z * np.clip(z + 3, 0, 6) / 6,
 }

@@ -422,6 +422,7 @@ def test_a_bias_that_comes_as_an_input_is_looked_at_on_every_call():
 KINDS = (
     *("Relu", "Sigmoid", "Tanh", "HardSwish", "Add", "Sub", "Mul", "Sum", "Clip", "Identity"),
     *("conv", "norm", "scale", "shift", "gate", "swish", "concat", "split", "views"),
+    *("cut", "larger", "pool", "turned"),
 )
 
 
@@ -468,6 +469,34 @@ def random_graph(rng: np.random.Generator) -> tuple[bytes, int]:
                 node("Split", [a, f"n{i}"], [f"a{i}", f"b{i}"], axis=1),
                 node("Neg", [f"b{i}"], [f"d{i}"]),
                 node("Concat", [f"d{i}", f"a{i}"], [y], axis=1),
+            ]
+        elif kind == "cut":
+            constants[f"w{i}"] = rng.standard_normal((4, 4, 1, 1)).astype(np.float32)
+            nodes += [
+                node("Conv", [a, f"w{i}"], [f"a{i}"]),
+                node("HardSigmoid", [f"a{i}"], [y], alpha=0.3, beta=0.4),
+            ]
+        elif kind == "larger":  # and back to the size it was
+            constants[f"n{i}"] = np.array([1, 1, 2, 3], np.float32)
+            attributes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            nodes += [
+                node("Resize", [a, "", f"n{i}"], [f"a{i}"], **attributes),
+                node("AveragePool", [f"a{i}"], [y], kernel_shape=[2, 3], strides=[2, 3]),
+            ]
+        elif kind == "pool":
+            constants[f"n{i}"] = ints(4, 4)
+            nodes += [
+                node("MaxPool", [a], [f"a{i}"], kernel_shape=[3, 3], pads=[1] * 4),
+                node("Concat", [f"a{i}", b], [f"b{i}"], axis=1),
+                node("MaxPool", [f"b{i}"], [f"d{i}"], kernel_shape=[1, 1]),
+                node("Split", [f"d{i}", f"n{i}"], [y, f"e{i}"], axis=1),
+            ]
+        elif kind == "turned":  # an elementwise result lies like its input, until it is placed
+            nodes += [
+                node("Transpose", [a], [f"a{i}"], perm=[0, 1, 3, 2]),
+                node("Abs", [f"a{i}"], [f"b{i}"]),
+                node("Transpose", [f"b{i}"], [f"d{i}"], perm=[0, 1, 3, 2]),
+                node("MaxPool", [f"d{i}"], [y], kernel_shape=[3, 3], pads=[1] * 4),
             ]
         elif kind == "split":
             constants[f"w{i}"] = rng.standard_normal((4, 8, 1, 1)).astype(np.float32) / 3
@@ -527,6 +556,13 @@ FUSED: dict[str, tuple[Any, dict[str, Any], Any]] = {
         [node("MatMul", ["x", "w"], ["p"]), node("Add", ["p", "b"], ["y"])],
         {"w": SQUARE, "b": ROW},
         lambda x: x @ SQUARE + ROW,
+    ),
+    "hard sigmoid after a convolution": (
+        [node("Conv", ["x", "w", "b"], ["c"]), node("HardSigmoid", ["c"], ["y"], alpha=0.1)],
+        {"w": W, "b": ROW[:5]},
+        lambda x: np.clip(
+            0.1 * (np.einsum("nchw,fc->nfhw", x, W[:, :, 0, 0]) + ROW[:5, None, None]) + 0.5, 0, 1
+        ),
     ),
     "hard swish, divided last": (
         [

@@ -84,6 +84,8 @@ static inline V FN(larger)(V a, V b) { return ABOVE(b, a, b, a); } /* keeps a wh
 
 static inline V FN(relu6)(V v) { return FN(relu)(ABOVE(v, 6, (V){0} + 6, v)); }
 
+static inline V FN(relu1)(V v) { return FN(relu)(ABOVE(v, 1, (V){0} + 1, v)); }
+
 static inline V FN(hard_swish)(V v) { return v * FN(relu6)(v + 3) * (T)(1.0 / 6); }
 
 static inline V FN(sigmoid)(V v) { return 1 / (1 + FN(exp)(-v)); }
@@ -169,6 +171,7 @@ static inline V FN(fused)(V v, int activation)
     case CNNX_SILU: return FN(fused_silu)(v);
     case CNNX_HARD_SWISH: return FN(hard_swish)(v);
     case CNNX_RELU6: return FN(relu6)(v);
+    case CNNX_RELU1: return FN(relu1)(v);
     default: return v;
     }
 }

@@ -16,7 +16,7 @@
 
 enum cnnx_activation {
     CNNX_NONE, CNNX_RELU, CNNX_SIGMOID, CNNX_TANH, CNNX_LEAKY_RELU, CNNX_RELU6, CNNX_GELU, CNNX_SILU,
-    CNNX_HARD_SWISH
+    CNNX_HARD_SWISH, CNNX_RELU1
 };
 
 /* Bytes of scratch that a task may take. A plan that would need more refuses, or takes the plain way: padding,

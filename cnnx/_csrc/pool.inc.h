@@ -368,7 +368,7 @@ static inline int FN(is_whole)(const cnnx_pool *p)
 
 static void FN(pool_plan)(cnnx_pool *p, int max)
 {
-    const int64_t size = p->H * p->W; /* numbers of a task: microseconds */
+    const int64_t size = p->H * p->W; /* numbers of a task, fewer where windows are large: microseconds */
     p->way = CNNX_PLAIN;
     p->block = FN(share)(p->rows, 16384 / p->W / p->sh + 4);
     p->scratch = 0;
@@ -382,7 +382,9 @@ static void FN(pool_plan)(cnnx_pool *p, int max)
     }
 #endif
     p->blocks = (p->rows + p->block - 1) / p->block;
-    p->m_block = FN(share)(p->planes, p->blocks > 1 ? 1 : 16384 / size);
+    const double window = p->way == CNNX_WHOLE ? 1 : (double)p->kh * (double)p->kw;
+    const int64_t most = window > 9 ? (int64_t)(9 * 16384 / window) : 16384;
+    p->m_block = FN(share)(p->planes, p->blocks > 1 ? 1 : most / size);
     if (p->way == CNNX_WHOLE) p->m_block = (p->m_block + VL - 1) / VL * VL;
     p->m_blocks = (p->planes + p->m_block - 1) / p->m_block;
     p->tasks = p->blocks * p->m_blocks;

@@ -181,7 +181,7 @@ def forward(
 ) -> Array:
     """Do what `conv2d` says; a frozen layer keeps its packed weights in `prepared`.
 
-    The activation may also be "relu6", "silu" or "hard_swish" here.
+    The activation may also be "relu1", "relu6", "silu" or "hard_swish" here.
     """
     arrays = x, weight, bias
     x, weight, bias = floats((_X, _WEIGHT, _BIAS), x, weight, bias)

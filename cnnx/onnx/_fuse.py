@@ -38,7 +38,7 @@ _ACTIVATIONS = {
 def fuse(program: Program) -> Program:
     """Return a program that computes the same in fewer steps, for constants that do not change."""
     draft = _Draft(program)
-    for rule in (_forget, _mean, _gate, _scale, _absorb, _bias, _pad, _activate, _lay_out):
+    for rule in (_forget, _mean, _gate, _scale, _absorb, _bias, _pad, _cut, _activate, _lay_out):
         draft.apply(rule)
     return draft.program()
 
@@ -293,15 +293,10 @@ def _scale(draft: _Draft, node: Node) -> bool:
         return False
     scale, shift = after
     axis = (-1,) + (1,) * (weight.ndim - 1)
-    name = node.outputs[0]
     kind = next(draft.constants[key].dtype for key in node.inputs if key in draft.constants)
     new_bias = np.broadcast_to(bias * scale + shift, (channels,))
     if node.op == "Conv":
-        new_weight = weight * scale.reshape(axis)
-        node.inputs[1:] = [
-            draft.add(f"{name}.weight", new_weight.astype(kind)),
-            draft.add(f"{name}.bias", new_bias.astype(kind)),
-        ]
+        _convolve(draft, node, weight * scale.reshape(axis), new_bias, kind)
     else:
         _normalise(draft, node, weight * scale, new_bias, kind)
     draft.give(node, taker)
@@ -375,6 +370,15 @@ def _channels(draft: _Draft, name: str) -> int | None:
     return None
 
 
+def _convolve(draft: _Draft, node: Node, weight: Array, bias: Array, kind: Any) -> None:
+    """Give a convolution another weight and bias."""
+    name = node.outputs[0]
+    node.inputs[1:] = [
+        draft.add(f"{name}.weight", weight.astype(kind)),
+        draft.add(f"{name}.bias", bias.astype(kind)),
+    ]
+
+
 def _normalise(draft: _Draft, node: Node, scale: Array, shift: Array, kind: Any) -> None:
     """Make a node the normalisation that is this scale and shift."""
     name = node.outputs[0]
@@ -432,6 +436,21 @@ def _pad(draft: _Draft, node: Node) -> bool:
     taker.attributes["pads"] = [a + b for a, b in zip(own, [*pads[2:4], *pads[6:8]], strict=True)]
     taker.attributes.pop("auto_pad", None)
     taker.inputs[0] = node.inputs[0]
+    return True
+
+
+def _cut(draft: _Draft, node: Node) -> bool:
+    """Let a convolution compute the line of a hard sigmoid after it, and cut it at 0 and 1."""
+    if node.op != "Conv" or not draft.alive(node) or node.get("activation"):
+        return False
+    own, taker = _affine(draft, node), draft.only_taker(node)
+    if own is None or taker is None or taker.op != "HardSigmoid":
+        return False
+    alpha, beta = taker.get("alpha", 0.2), taker.get("beta", 0.5)
+    kind = draft.constants[node.inputs[1]].dtype
+    _convolve(draft, node, own[0] * alpha, own[1] * alpha + beta, kind)
+    node.attributes["activation"] = "relu1"
+    draft.give(node, taker)
     return True
 
 

@@ -1,10 +1,10 @@
 """What a node does once its shapes are known: one call with nothing left to find out or to check.
 
-The first run of a plan has checked everything, and what depends on shapes, dtypes and layouts holds
-for each later one. A function here takes a node and the arrays of that run. Those of ``FILLS`` return
-what fills an array, ``f(*inputs, out=out)``, those of ``VIEWS`` what looks at its input in another
-way, ``f(x, ...)``; None says that the node goes its checked way each time. A kernel takes C-contiguous
-arrays of one dtype, float32 or float64.
+The first run of a plan has checked everything, and what depends on shapes, dtypes and layouts
+holds for each later one. A function here takes a node and the arrays of that run. Those of
+``FILLS`` return what fills an array, ``f(*inputs, out=out)``, those of ``VIEWS`` what looks at its
+input in another way, ``f(x, ...)``; None says that the node goes its checked way each time. A
+kernel takes C-contiguous arrays of one dtype, float32 or float64.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cnnx.functional._pool import geometry
 from cnnx.onnx._arrays import slices, split_sizes
 from cnnx.onnx._images import pair, window_pads
 from cnnx.onnx._program import Array, Node
+from cnnx.onnx._resize import repeat, repeated, whole_scales
 
 Call = Callable[..., Any] | None
 
@@ -42,7 +43,7 @@ def fills(node: Node, inputs: Sequence[Any], result: Array, known: bool) -> Call
     make = FILLS.get(node.op)
     if make is None or not result.size or result.dtype.char not in "fd":
         return None
-    return make(node, result, *inputs) if known or make is _copied else None
+    return make(node, result, *inputs) if known or make in (_copied, _resize) else None
 
 
 def views(node: Node, inputs: Sequence[Any], results: Sequence[Array]) -> Call:
@@ -193,6 +194,19 @@ def _copied(node: Node, y: Array, x: Array, *given: Array | None) -> Call:
     return None if x.flags.c_contiguous or x.dtype != y.dtype else run
 
 
+def _resize(node: Node, y: Array, x: Array, *given: Array | None) -> Call:
+    scales = whole_scales(node, x, given)
+    if not scales or x.dtype != y.dtype or x.ndim > 8:
+        return None
+
+    def run(x: Array, *given: Array | None, out: Array) -> Array:
+        for axis, times in scales[:-1]:
+            x = repeated(x, axis, times)
+        return repeat(x, *scales[-1], out)
+
+    return run
+
+
 FILLS: dict[str, Callable[..., Call]] = {
     **dict.fromkeys(("Add", "Sum"), _sum),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
@@ -203,6 +217,7 @@ FILLS: dict[str, Callable[..., Call]] = {
     "BatchNormalization": _batch_normalization,
     "Conv": _conv,
     "GlobalAveragePool": _global_average_pool,
+    "Resize": _resize,
 }
 
 # ---------------------------------------------------------------- views

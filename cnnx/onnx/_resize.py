@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnx.functional._arguments import empty
 from cnnx.onnx._images import Run
 from cnnx.onnx._program import Array, Node, require_room
 
@@ -46,7 +47,7 @@ def resize(node: Node) -> Run:
             if out == size and scale == 1:
                 continue
             if repeats and scale == int(scale):
-                x = _repeated(x, axis, int(scale))
+                x = repeated(x, axis, int(scale))
                 continue
             parts = []
             for index, weight in taps_of(size, out, scale):
@@ -81,6 +82,15 @@ def resize_backward(node: Node) -> Any:
         return (grad,)
 
     return run
+
+
+def whole_scales(node: Node, x: Array, given: Sequence[Array | None]) -> list[tuple[int, int]]:
+    """Return the axes whose entries are repeated, and how often, if that is all; else nothing."""
+    if not _repeats(node):
+        return []
+    found = [(axis, scale) for axis, _, scale in reversed(_sizes(node, x, given)) if scale != 1]
+    whole = all(scale == int(scale) for _, scale in found)
+    return [(axis, int(scale)) for axis, scale in found] if whole else []
 
 
 def _sizes(node: Node, x: Array, given: Sequence[Array | None]) -> list[tuple[int, int, float]]:
@@ -163,13 +173,19 @@ def _repeats(node: Node) -> bool:
     return bool(way == "half_pixel" and nearest.startswith("round"))
 
 
-def _repeated(x: Array, axis: int, times: int) -> Array:
+def repeated(x: Array, axis: int, times: int) -> Array:
     """Return x with each entry of an axis repeated: np.repeat in half its time or less."""
-    front = x.shape[: axis + 1]
-    out = np.empty((*front, times, *x.shape[axis + 1 :]), x.dtype)
+    shape = (*x.shape[:axis], times * x.shape[axis], *x.shape[axis + 1 :])
+    recycled = x.dtype.char in "fd" and len(shape) <= 8  # fresh memory costs more than the copies
+    return repeat(x, axis, times, empty(shape, x) if recycled else np.empty(shape, x.dtype))
+
+
+def repeat(x: Array, axis: int, times: int, out: Array) -> Array:
+    """Fill `out` with x, each entry of an axis repeated."""
+    parts = out.reshape(*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
     for number in range(times):
-        out[(slice(None),) * (axis + 1) + (number,)] = x
-    return out.reshape(*front[:-1], -1, *x.shape[axis + 1 :])
+        parts[(slice(None),) * (axis + 1) + (number,)] = x
+    return out
 
 
 def _weights(part: Array, taps: int, a: float) -> list[Array]:
