@@ -179,6 +179,7 @@ def test_large_matrices_fit_into_their_cards():
 
 
 def test_too_many_steps_for_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
     e = explain.conv2d(np.ones((8, 8)), np.ones((2, 2)))
     with pytest.raises(ValueError, match=r"a picture has room for 60 steps.*highlights"):
         e.save(tmp_path / "a.png")
