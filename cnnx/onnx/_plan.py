@@ -34,6 +34,7 @@ _SHAPED.update(
     ),
     Unsqueeze=1,
 )
+_ADDS = ("Add", "Sum")
 _NEVER = 2**62  # the last use of an output
 
 
@@ -252,7 +253,8 @@ def _reuse(
             out = values[step.outputs[0]]
             step.like = _LIKE.get(out.dtype)
             step.shape = out.shape
-        if step.node.op in IN_PLACE and step.part is None:
+        # A kernel may have to read again what it has written, unless it adds.
+        if step.node.op in (_ADDS if step.fills else IN_PLACE) and step.part is None:
             shared = [group(number) for number in step.inputs]
             for number in step.inputs if step.like is not None else ():
                 array, own = values[number], group(number)

@@ -41,7 +41,7 @@ def fills(node: Node, inputs: Sequence[Any], result: Array, known: bool) -> Call
     `known` says that the inputs will lie in memory as they do now; else no kernel may take them.
     """
     make = FILLS.get(node.op)
-    if make is None or not result.size or result.dtype.char not in "fd":
+    if make is None or not result.size or result.dtype.char not in "fd" or not result.flags.carray:
         return None
     return make(node, result, *inputs) if known or make in (_copied, _resize) else None
 
@@ -150,6 +150,25 @@ def _sum(node: Node, y: Array, *terms: Array) -> Call:
     return run if alike and _ready(y, *terms) else None
 
 
+def _scaled(node: Node, y: Array, *factors: Array) -> Call:
+    """One image times a number for each channel: a normalisation without its statistics."""
+    large = 0 if factors[0].shape == y.shape else 1
+    x, scale = factors[large], factors[1 - large]
+    fit = y.ndim == 4 and len(y) == 1 and x.shape == y.shape and scale.shape == (*y.shape[:2], 1, 1)
+    if not fit or not _ready(y, *factors):
+        return None
+    mean, var = np.zeros(y.shape[1], y.dtype), np.ones(y.shape[1], y.dtype)
+
+    def run(*factors: Array, out: Array) -> Array:
+        scale = factors[1 - large].reshape(-1)
+        _dispatch.backend().batch_norm2d(
+            factors[large], scale, None, mean, var, 0.0, False, None, out
+        )
+        return out
+
+    return run
+
+
 def _product(node: Node, y: Array, a: Array, b: Array, bias: Array | None = None) -> Call:
     activation = node.get("activation")
     plain = node.op == "MatMul" or (
@@ -191,7 +210,7 @@ def _copied(node: Node, y: Array, x: Array, *given: Array | None) -> Call:
         out.reshape(shape)[...] = x
         return out
 
-    return None if x.flags.c_contiguous or x.dtype != y.dtype else run
+    return None if np.may_share_memory(x, y) else run
 
 
 def _resize(node: Node, y: Array, x: Array, *given: Array | None) -> Call:
@@ -217,6 +236,7 @@ FILLS: dict[str, Callable[..., Call]] = {
     "BatchNormalization": _batch_normalization,
     "Conv": _conv,
     "GlobalAveragePool": _global_average_pool,
+    "Mul": _scaled,
     "Resize": _resize,
 }
 
