@@ -211,6 +211,17 @@ CASES += [
     )
     for hw in ((1362, 6), (290, 28))
 ]  # fmt: skip
+# Small images of enough channels have these in the lanes: whole vectors, and two that are left
+# over. A gradient of stride 2 goes through its rows by their phases.
+CASES += [
+    Case(
+        f"depthwise_channels_{k}x{k}_stride_{stride}_{hw[0]}_by_{hw[1]}", hw, (k, k),
+        (stride, stride), (k // 2,) * 4, groups=18, channels=18, filters=18,
+    )
+    for k in (3, 5, 7)
+    for stride in (1, 2)
+    for hw in ((4, 3), (7, 7), (9, 13))
+]  # fmt: skip
 # The weight gradient's tiles: 6, 8 or 12 numbers of the input by one or two vectors, of 2 to 16
 # channels; 1x1 transposes the fewer channels. Where few channels are left pixels go into the lanes,
 # 2 or 4 channels by 6 numbers, and a row's last vector overlaps the one before. Chunks of 256
