@@ -144,10 +144,12 @@ def _forget(draft: _Draft, node: Node) -> bool:
 
 def _mean(draft: _Draft, node: Node) -> bool:
     """The mean of whole images, kept as images of one pixel, has a kernel."""
+    if node.op != "ReduceMean":
+        return False
     axes = node.get("axes")
     if axes is None and len(node.inputs) > 1 and node.inputs[1] in draft.constants:
         axes = draft.constants[node.inputs[1]].tolist()
-    if node.op != "ReduceMean" or not node.get("keepdims", 1) or axes not in ([2, 3], [-2, -1]):
+    if not node.get("keepdims", 1) or axes not in ([2, 3], [-2, -1]):
         return False
     if not _images(draft, node.inputs[0]):
         return False
