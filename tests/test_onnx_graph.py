@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 onnx = pytest.importorskip("onnx")
 
 import cnnx  # noqa: E402
+from cnnx.onnx import _graph  # noqa: E402
 from tests.onnx_models import model_of, onnxruntime_of  # noqa: E402
 
 node = onnx.helper.make_node
 RNG = np.random.default_rng(5)
+ONE = np.ones((1, 1, 1, 1), np.float32)
 
 
 def array(*shape: int) -> np.ndarray:
@@ -601,3 +605,25 @@ def test_what_a_frozen_graph_fuses(name):
     want = formula(x.astype(np.float64))
     # Sums of six products of numbers up to 5; the others are exact or round twice.
     assert np.abs(graph(x) - want).max() <= 1e-6 * np.abs(want).max()
+
+
+def test_weights_loaded_while_another_thread_fuses(monkeypatch):
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Mul", ["c", "two"], ["y"])]  # which become one
+    constants = {"w": ONE, "two": 2 * ONE}
+    graph = cnnx.onnx.load(model_of(nodes, {"x": ONE.shape}, ["y"], constants)).freeze()
+    begun, loaded, fuse = threading.Event(), threading.Event(), _graph.fuse
+
+    def slow(program: Any) -> Any:
+        fused = fuse(program)
+        begun.set()
+        assert loaded.wait(60)
+        return fused
+
+    monkeypatch.setattr(_graph, "fuse", slow)
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(graph, ONE)
+        assert begun.wait(60)
+        graph.load_state_dict({"w": 7 * ONE})
+        loaded.set()
+        early.result()
+    assert graph(ONE).item() == 14

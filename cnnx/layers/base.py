@@ -121,6 +121,7 @@ class Layer(ABC):
     needs_input_grad = True
     _saved: tuple[Any, ...] | None = None
     _kept: Any = None  # what a frozen layer has derived from its parameters
+    _since: object = None  # another one after each freeze and unfreeze
 
     # Made when they are first asked for, so that a layer of one's own needs no super().__init__().
     params = cached_property(_no_arrays)
@@ -189,7 +190,7 @@ class Layer(ABC):
         changed = frozen or self.frozen
         self.frozen, self._kept = frozen, None
         if changed:
-            _change = object()  # last: who has seen it sees the rest
+            self._since = _change = object()  # last: who has seen it sees the rest
 
     def astype(self: L, dtype: str | np.dtype[Any] | type[np.floating[Any]]) -> L:
         """Convert the parameters, gradients and buffers to a dtype; return the layer.

@@ -130,11 +130,13 @@ class Graph(Layer):
     def _infer(self, given: list[Array]) -> tuple[Array, ...]:
         """Run the plan for these shapes, which is made now where there is none."""
         self._saved = None
-        if self._kept is None:
+        since, kept = self._since, self._kept
+        if kept is None or kept[0] is not since:  # a thread may just have made it of old weights
             constants = {**self._program.constants, **self.params, **self.buffers}
             program = fuse(replace(self._program, constants=constants))
-            self._kept = program, [compiled(node) for node in program.nodes], {}
-        program, runs, plans = self._kept
+            kept = since, program, [compiled(node) for node in program.nodes], {}
+            self._kept = kept
+        _, program, runs, plans = kept
         key = tuple((array.shape, array.dtype.char) for array in given)
         known: Plan | None = plans.get(key)
         if known is not None:
