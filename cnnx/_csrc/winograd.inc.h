@@ -35,6 +35,27 @@ static FN(layout) FN(layout_of)(const cnnx_conv *p)
     return l;
 }
 
+/* Tiles a block where blocks are fewer than threads, which then share the tiles, each transforming all weights, or the
+ * output channels, each transforming all tiles: as the longest of them is shorter. A transform takes as long as 12
+ * products a point. */
+static int64_t FN(shared_tiles)(const cnnx_conv *p, int threads)
+{
+    const int64_t tiles = p->N * p->axis[0].tiles * p->axis[1].tiles;
+    int64_t best = 0, chosen = 0;
+    for (int64_t blocks = 1; blocks <= threads; blocks++) {
+        const int64_t block = ((tiles + blocks - 1) / blocks + WM - 1) / WM * WM;
+        const int64_t all = p->groups * ((tiles + block - 1) / block), split = (threads + all - 1) / all;
+        const int64_t m_block = split < p->panels ? (p->panels + split - 1) / split : 1;
+        const int64_t tasks = all * ((p->panels + m_block - 1) / m_block), channels = m_block * WN;
+        const int64_t longest = (tasks + threads - 1) / threads * (block * channels + 12 * (block + channels));
+        if (best == 0 || longest < best) {
+            best = longest;
+            chosen = block;
+        }
+    }
+    return chosen;
+}
+
 static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
 {
     if (!FN(winograd_tiles)(p, forced)) return 0;
@@ -53,9 +74,12 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
         }
     }
     FN(cut_tiles)(p, chosen);
-    /* Few blocks: threads share the output channels, each transforming the same tiles. */
-    const int64_t all = p->groups * p->blocks;
-    int64_t split = all < threads ? (threads + all - 1) / all : all % threads && all <= 2 * threads ? 2 : 1;
+    int64_t all = p->groups * p->blocks, split = all % threads && all <= 2 * threads ? 2 : 1;
+    if (all < threads) {
+        FN(cut_tiles)(p, FN(shared_tiles)(p, threads));
+        all = p->groups * p->blocks;
+        split = (threads + all - 1) / all;
+    }
     if (split > p->panels) split = p->panels;
     p->m_block = (p->panels + split - 1) / split;
     p->m_blocks = (p->panels + p->m_block - 1) / p->m_block;
