@@ -627,3 +627,15 @@ def test_weights_loaded_while_another_thread_fuses(monkeypatch):
         loaded.set()
         early.result()
     assert graph(ONE).item() == 14
+
+
+@pytest.mark.parametrize(
+    ("op", "constants"),
+    [("Clip", {"low": np.float32(0), "high": np.float32(6)}), ("HardSigmoid", {}), ("Relu", {})],
+)
+def test_what_a_limit_stops_may_be_no_number(op, constants):
+    nodes, kept = one(op, constants)
+    graph = cnnx.onnx.load(model_of(nodes, {"x": (1, 3)}, ["y"], kept))
+    graph(np.array([[-4, 1, -4]], np.float32))
+    grad = graph.backward(np.array([[np.inf, np.inf, np.nan]], np.float32))
+    assert grad.tolist() == [[0, np.inf, 0]]

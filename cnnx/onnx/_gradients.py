@@ -236,25 +236,31 @@ def _function(backward: Callable[[Array, Array], Array]) -> Callable[[Node], Gra
     return lambda node: lambda call: (backward(call.grad, call.x),)
 
 
-def _between(x: Array, low: Any, high: Any) -> Array:
-    inside = np.ones(x.shape, x.dtype)
+def _between(grad: Array, x: Array, low: Any, high: Any) -> Array:
+    """Return the gradient where low < x < high, and 0 elsewhere, also where it is no number."""
+    inside = np.ones(x.shape, bool)
     if low is not None:
-        inside *= x > low
+        inside &= x > low
     if high is not None:
-        inside *= x < high
-    return inside
+        inside &= x < high
+    return np.where(inside, grad, grad.dtype.type(0))
 
 
-def _clip_slope(node: Node, call: Call) -> Array:
-    low, high = (*call.inputs[1:], None, None)[:2]
-    return _between(
-        call.x, node.get("min") if low is None else low, node.get("max") if high is None else high
-    )
+def _clip(node: Node) -> Gradient:
+    def run(call: Call) -> Sequence[Any]:
+        low, high = (*call.inputs[1:], None, None)[:2]
+        low = node.get("min") if low is None else low
+        high = node.get("max") if high is None else high
+        return (_between(call.grad, call.x, low, high),)
+
+    return run
 
 
-def _hard_sigmoid_slope(node: Node, call: Call) -> Any:
+def _hard_sigmoid(node: Node) -> Gradient:
     alpha, beta = node.get("alpha", 0.2), node.get("beta", 0.5)
-    return _between(alpha * call.x + beta, 0, 1) * call.x.dtype.type(alpha)
+    return lambda call: (
+        _between(call.grad * call.x.dtype.type(alpha), alpha * call.x + beta, 0, 1),
+    )
 
 
 def _broadcast(
@@ -371,7 +377,7 @@ GRADIENTS: dict[str, Callable[[Node], Gradient]] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": lambda node: lambda call: (call.grad.astype(call.x.dtype),),
-    "Clip": _elementwise(_clip_slope),
+    "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -384,7 +390,7 @@ GRADIENTS: dict[str, Callable[[Node], Gradient]] = {
     "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
-    "HardSigmoid": _elementwise(_hard_sigmoid_slope),
+    "HardSigmoid": _hard_sigmoid,
     "HardSwish": _function(partial(activation_backward, "hard_swish")),
     "Identity": _reshaped,
     "LRN": _lrn,
