@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import tolerances
@@ -21,13 +22,17 @@ torch = pytest.importorskip("torch")
 
 from cnnx import functional as F  # noqa: E402
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # PyTorch's, of its own modules
-    OP_DB = pytest.importorskip(
-        "torch.testing._internal.common_methods_invocations",
-        reason="PyTorch's table of operations cannot be imported (it needs expecttest)",
-        exc_type=ImportError,
-    ).op_db
+profile = hypothesis.settings.get_current_profile_name()
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of its own modules
+        OP_DB = pytest.importorskip(
+            "torch.testing._internal.common_methods_invocations",
+            reason="PyTorch's table of operations cannot be imported (it needs expecttest)",
+            exc_type=ImportError,
+        ).op_db
+finally:
+    hypothesis.settings.load_profile(profile)  # PyTorch's tests load one of their own
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, of its own samples
 
