@@ -180,6 +180,7 @@ def test_denormals_stay_the_callers_affair(count: int, backend: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timers that signal")
 def test_handlers_compute_in_the_callers_mode() -> None:
     seen = []
     before = signal.signal(signal.SIGALRM, lambda *_: seen.append((time.monotonic(), flushes())))

@@ -137,3 +137,15 @@ def test_chosen_by_shape(rng: np.random.Generator) -> None:
             assert FAST.last_algorithm() == "gemm"
     finally:
         FAST.set_winograd(before)
+
+
+def test_many_threads_do_not_change_the_algorithm() -> None:
+    # 289 tiles are 17 blocks. As one or two, whose output channels 24 threads could share,
+    # they would need more scratch than there may be.
+    if not has_winograd():
+        pytest.skip(NO_WINOGRAD)
+    x, weight = np.ones((1, 4096, 66, 66), np.float32), np.ones((512, 4096, 3, 3), np.float32)
+    for count in (1, 24):
+        cnnx.set_num_threads(count)
+        cnnx.conv2d(x, weight, padding=1)
+        assert FAST.last_algorithm() == "winograd", count

